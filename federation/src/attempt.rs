@@ -1,0 +1,221 @@
+//! Attempts: tries to run a job, moved by the state that hosts them.
+//! Invariants: only the current attempt moves a job; what an attempt holds is freed, and charged, once.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    command::{Outcome, Rejection},
+    grant::Grant,
+    id::{JobId, PoolId},
+    job::{self, Job, JobState},
+    limits::{self, text},
+    offer, queue,
+    registry::Registry,
+    time::{Revision, Timestamp},
+};
+
+/// One try to run a job. Its number is the fencing token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// From 1.
+    pub number: u32,
+    pub pool: PoolId,
+    pub grant: Grant,
+    pub granted_at: Revision,
+    pub started_at: Option<Timestamp>,
+    pub running_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    /// Why the host refused, if it did.
+    pub declined: Option<String>,
+    /// How it ended, if it did and was not declined.
+    pub end: Option<End>,
+    /// Charged when it ended.
+    pub gpu_seconds: u64,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    Complete,
+    /// The task's own command failed.
+    ExecutorError {
+        exit_code: i32,
+    },
+    /// Anything else failed.
+    SystemError {
+        reason: String,
+    },
+    Canceled,
+}
+
+impl End {
+    /// A system error with as much of the reason as the registry keeps.
+    pub fn system_error(reason: &str) -> End {
+        End::SystemError { reason: short(reason) }
+    }
+
+    pub(crate) fn state(&self) -> JobState {
+        match self {
+            End::Complete => JobState::Complete,
+            End::ExecutorError { .. } | End::SystemError { .. } => JobState::Failed,
+            End::Canceled => JobState::Canceled,
+        }
+    }
+}
+
+/// A reason cut to what the registry keeps, on one line.
+pub fn short(reason: &str) -> String {
+    let mut text: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    text.truncate(text.floor_char_boundary(limits::REASON_BYTES_MAX));
+    text
+}
+
+pub(crate) fn start(registry: &mut Registry, id: JobId, attempt: u32, at: Timestamp) -> Result<Outcome, Rejection> {
+    let job = current(registry, id, attempt)?;
+    match job.state {
+        JobState::Starting => return Ok(Outcome::Duplicate),
+        JobState::Granted if job.cancel_requested => return Err(Rejection::CancelRequested),
+        JobState::Granted => {}
+        state => return Err(Rejection::WrongState { state }),
+    }
+    advance(registry, id, JobState::Starting, at).started_at = Some(at);
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn run(registry: &mut Registry, id: JobId, attempt: u32, at: Timestamp) -> Result<Outcome, Rejection> {
+    match current(registry, id, attempt)?.state {
+        JobState::Running => return Ok(Outcome::Duplicate),
+        JobState::Starting => {}
+        state => return Err(Rejection::WrongState { state }),
+    }
+    advance(registry, id, JobState::Running, at).running_at = Some(at);
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn finish(
+    registry: &mut Registry,
+    id: JobId,
+    attempt: u32,
+    how: End,
+    at: Timestamp,
+) -> Result<Outcome, Rejection> {
+    let job = current(registry, id, attempt)?;
+    if job.state.is_final() {
+        return Ok(Outcome::Duplicate);
+    }
+    if let End::SystemError { reason } = &how {
+        text("reason", reason, limits::REASON_BYTES_MAX)?;
+    }
+    // A task can only have ended by itself if it ran; it can be stopped or fail at any time.
+    let ended_by_itself = matches!(how, End::Complete | End::ExecutorError { .. });
+    if !job.state.holds() || (ended_by_itself && job.state != JobState::Running) {
+        return Err(Rejection::WrongState { state: job.state });
+    }
+
+    let pool = release(registry, id, at);
+    registry.attempt_mut(id).end = Some(how.clone());
+    job::end(registry, id, how, at);
+    queue::serve(registry, pool);
+    Ok(Outcome::Done)
+}
+
+pub(crate) fn decline(
+    registry: &mut Registry,
+    id: JobId,
+    attempt: u32,
+    reason: String,
+    at: Timestamp,
+) -> Result<Outcome, Rejection> {
+    let job = current(registry, id, attempt)?;
+    if job.attempt().is_some_and(|attempt| attempt.declined.is_some()) {
+        return Ok(Outcome::Duplicate);
+    }
+    if job.state != JobState::Granted {
+        return Err(Rejection::WrongState { state: job.state });
+    }
+    text("reason", &reason, limits::REASON_BYTES_MAX)?;
+
+    let pool = release(registry, id, at);
+    registry.attempt_mut(id).declined = Some(reason);
+    let revision = registry.revision;
+    let job = registry.job_mut(id);
+    (job.state, job.changed_at) = (JobState::Queued, revision);
+    job.candidates.retain(|candidate| *candidate != pool);
+    let (canceled, tried) = (job.cancel_requested, job.attempts.len());
+    let job = &registry.jobs[&id];
+    if canceled {
+        job::end(registry, id, End::Canceled, at);
+    } else if tried >= limits::ATTEMPTS_MAX || !job::any_suits(registry, &job.candidates, &job.shape) {
+        job::end(registry, id, End::system_error("every pool that could run the job declined it"), at);
+    } else {
+        job::grant_or_queue(registry, id);
+    }
+    queue::serve(registry, pool);
+    Ok(Outcome::Done)
+}
+
+/// Gives a queued job GPUs of a pool that has room for it, and makes that its current attempt.
+pub(crate) fn grant(registry: &mut Registry, id: JobId, pool: PoolId) -> Outcome {
+    let revision = registry.revision;
+    let job = Arc::make_mut(registry.jobs.get_mut(&id).expect("invariant: whoever is granted is known"));
+    let offer = registry.offers.get_mut(&pool).expect("invariant: every grant names a known offer");
+    let grant = offer.ledger.take(id, job.home, job.shape.need());
+    let number = job.attempts.len() as u32 + 1;
+    job.attempts.push(Attempt {
+        number,
+        pool,
+        grant,
+        granted_at: revision,
+        started_at: None,
+        running_at: None,
+        ended_at: None,
+        declined: None,
+        end: None,
+        gpu_seconds: 0,
+    });
+    (job.state, job.reserved, job.changed_at) = (JobState::Granted, None, revision);
+    Outcome::Granted { pool, attempt: number }
+}
+
+/// The job, if `attempt` is its current one.
+fn current(registry: &Registry, id: JobId, attempt: u32) -> Result<&Job, Rejection> {
+    let job = registry.jobs.get(&id).ok_or(Rejection::UnknownJob)?;
+    match job.attempt() {
+        Some(latest) if latest.number == attempt => Ok(job),
+        latest => Err(Rejection::WrongAttempt { current: latest.map_or(0, |latest| latest.number) }),
+    }
+}
+
+/// Moves the current attempt on, and hears the host's time.
+fn advance(registry: &mut Registry, id: JobId, state: JobState, at: Timestamp) -> &mut Attempt {
+    let revision = registry.revision;
+    let job = registry.job_mut(id);
+    (job.state, job.changed_at) = (state, revision);
+    let pool = registry.attempt_mut(id).pool;
+    registry.offer_mut(pool).hear(at);
+    registry.attempt_mut(id)
+}
+
+/// Frees what the current attempt holds and charges what it used.
+fn release(registry: &mut Registry, id: JobId, at: Timestamp) -> PoolId {
+    let job = Arc::make_mut(registry.jobs.get_mut(&id).expect("invariant: whoever holds GPUs is known"));
+    let (home, walltime_s) = (job.home, u64::from(job.shape.walltime_s));
+    let attempt = job.attempts.last_mut().expect("invariant: whoever holds GPUs has an attempt");
+    // Twice the walltime covers a slow stop; more is a wrong clock.
+    let ran_s = attempt.running_at.map_or(0, |since| (at.since_ms(since) / 1_000).min(2 * walltime_s));
+    attempt.ended_at = Some(at);
+    attempt.gpu_seconds = ran_s * u64::from(attempt.grant.gpus);
+    let (pool, charged) = (attempt.pool, attempt.gpu_seconds);
+
+    let offer = registry.offers.get_mut(&pool).expect("invariant: every grant names a known offer");
+    offer.ledger.release(id, home, &attempt.grant);
+    offer.recent.add(home, charged);
+    offer.hear(at);
+    if attempt.running_at.is_some() {
+        registry.usage.entry((home, pool.state())).or_default().add(charged);
+    }
+    offer::forget_if_drained(registry, pool);
+    pool
+}

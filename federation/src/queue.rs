@@ -1,0 +1,264 @@
+//! The queue of each pool: whose turn it is when GPUs become free.
+//!
+//! Higher priority first; then the state with the least recent use of the pool (every state has the same
+//! share); then age. A job that fits may go before one that doesn't, but a job that was first in line and passed
+//! over too often has the pool kept free until it fits.
+//! Invariants: after every command, no job waits for a pool that has room for it, unless the pool is kept free
+//! for another; a queued job stands in the queue of each of its candidates, and no other job in any.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use certs::MemberState;
+
+use crate::{
+    attempt,
+    id::{JobId, PoolId},
+    job::Job,
+    limits::PASSED_OVER_MAX,
+    offer::OfferState,
+    registry::Registry,
+    shape::Need,
+    time::Revision,
+};
+
+/// Age: when the job was submitted, and its id among those of the same batch.
+type Ticket = (Revision, JobId);
+
+/// Jobs of one priority and one home, those that need the same together.
+type Line = BTreeMap<Need, BTreeSet<Ticket>>;
+
+/// Who waits for one pool. Follows from the jobs and the offer, and is not stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Queue {
+    lines: BTreeMap<(Reverse<u8>, MemberState), Line>,
+    /// Jobs that name the pool and do not suit its offer as it is now.
+    aside: BTreeSet<JobId>,
+    /// Jobs that the pool is kept free for, one after the other.
+    reserved: BTreeMap<Ticket, Need>,
+}
+
+/// The next job to be granted, and the one that was first in line and must wait.
+struct Turn {
+    job: JobId,
+    passed_over: Option<JobId>,
+}
+
+impl Queue {
+    /// Jobs that wait here, those that don't suit the offer included.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
+        let in_line = self.lines.values().flat_map(BTreeMap::values).flatten().map(|(_, job)| *job);
+        in_line.chain(self.aside.iter().copied())
+    }
+
+    /// GPUs that the jobs in line ask for, and how many jobs they are.
+    pub(crate) fn demand(&self) -> (u64, usize) {
+        let needs = self.lines.values().flatten();
+        needs.fold((0, 0), |(gpus, jobs), (need, tickets)| {
+            (gpus + u64::from(need.gpus) * tickets.len() as u64, jobs + tickets.len())
+        })
+    }
+
+    /// What the pool is kept free for: the oldest reservation that local users leave room for at all.
+    pub(crate) fn kept_for(&self, offer: &OfferState) -> Option<(JobId, Need)> {
+        let feasible = |need: &Need| offer.ledger.could_fit(*need, offer.offer.task_slots);
+        self.reserved.iter().find(|(_, need)| feasible(need)).map(|((_, job), need)| (*job, *need))
+    }
+
+    fn join(&mut self, job: &Job, pool: PoolId, offer: Option<&OfferState>) {
+        if offer.is_none_or(|offer| offer.misfit(&job.shape).is_some()) {
+            self.aside.insert(job.id);
+            return;
+        }
+        let (ticket, need) = (ticket(job), job.shape.need());
+        self.lines.entry(place(job)).or_default().entry(need).or_default().insert(ticket);
+        if job.reserved == Some(pool) {
+            self.reserved.insert(ticket, need);
+        }
+    }
+
+    fn leave(&mut self, job: &Job) {
+        let (ticket, need) = (ticket(job), job.shape.need());
+        self.aside.remove(&job.id);
+        self.reserved.remove(&ticket);
+        let Some(line) = self.lines.get_mut(&place(job)) else {
+            return;
+        };
+        let Some(tickets) = line.get_mut(&need) else {
+            return;
+        };
+        tickets.remove(&ticket);
+        if tickets.is_empty() {
+            line.remove(&need);
+        }
+        if line.is_empty() {
+            self.lines.remove(&place(job));
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.aside.is_empty()
+    }
+
+    /// The lines in the order of their turns.
+    fn turns(&self, offer: &OfferState) -> Vec<&Line> {
+        let mut turns: Vec<_> =
+            self.lines.iter().map(|(place, line)| (place.0, offer.weight(place.1), place.1, line)).collect();
+        turns.sort_unstable_by_key(|(priority, weight, home, _)| (*priority, *weight, *home));
+        turns.into_iter().map(|(.., line)| line).collect()
+    }
+
+    /// The GPU job whose turn it is, whether it fits or not.
+    fn first(&self, offer: &OfferState) -> Option<JobId> {
+        self.turns(offer).into_iter().find_map(|line| oldest(line, |need| need.gpus > 0)).map(|(_, job)| job)
+    }
+
+    fn next(&self, offer: &OfferState) -> Option<Turn> {
+        let full = offer.ledger.free_gpus() == 0 && offer.ledger.used_slots() >= offer.offer.task_slots;
+        if self.lines.is_empty() || full {
+            return None;
+        }
+        let kept_for = self.kept_for(offer);
+        if let Some((job, _)) = kept_for.filter(|(_, need)| offer.has_room(*need)) {
+            return Some(Turn { job, passed_over: None });
+        }
+        let may_go = |need: &Need| offer.has_room(*need) && (need.gpus == 0 || kept_for.is_none());
+        let mut first = None;
+        for line in self.turns(offer) {
+            first = first.or_else(|| oldest(line, |need| need.gpus > 0));
+            if let Some(ticket) = oldest(line, may_go) {
+                let takes_gpus = line.iter().any(|(need, tickets)| need.gpus > 0 && tickets.contains(&ticket));
+                let passed_over = first.filter(|first| *first != ticket && takes_gpus).map(|(_, job)| job);
+                return Some(Turn { job: ticket.1, passed_over });
+            }
+        }
+        None
+    }
+}
+
+/// Whether a job that waits nowhere may be granted GPUs of this pool at once.
+pub(crate) fn admits(registry: &Registry, pool: PoolId, id: JobId) -> bool {
+    let (job, Some(offer)) = (&registry.jobs[&id], registry.offers.get(&pool)) else {
+        return false;
+    };
+    let need = job.shape.need();
+    offer.has_room(need) && offer.misfit(&job.shape).is_none() && (need.gpus == 0 || !is_kept_free(registry, pool))
+}
+
+/// Whether somebody was passed over so often that the pool is kept free for it.
+pub(crate) fn is_kept_free(registry: &Registry, pool: PoolId) -> bool {
+    let queue_and_offer = registry.derived.queues.get(&pool).zip(registry.offers.get(&pool));
+    queue_and_offer.is_some_and(|(queue, offer)| queue.kept_for(offer).is_some())
+}
+
+/// Counts it when a job that waits nowhere is about to be granted GPUs before the first in line.
+pub(crate) fn pass_over(registry: &mut Registry, pool: PoolId, id: JobId) {
+    let (Some(queue), Some(offer)) = (registry.derived.queues.get(&pool), registry.offers.get(&pool)) else {
+        return;
+    };
+    let newcomer = &registry.jobs[&id];
+    let Some(first) = queue.first(offer).filter(|_| newcomer.shape.gpus > 0) else {
+        return;
+    };
+    let turn = |job: &Job| (Reverse(job.priority), offer.weight(job.home), job.home);
+    if turn(&registry.jobs[&first]) <= turn(newcomer) {
+        was_passed_over(registry, pool, first);
+    }
+}
+
+/// Lets a queued job wait for all its candidates.
+pub(crate) fn join(registry: &mut Registry, id: JobId) {
+    let job = &registry.jobs[&id];
+    for pool in &job.candidates {
+        registry.derived.queues.entry(*pool).or_default().join(job, *pool, registry.offers.get(pool));
+    }
+    registry.derived.waiting.entry(job.home).or_default().insert((job.decided_at, id));
+}
+
+/// Takes a job out of all its queues; names the pool that was kept free for it, which may now serve others.
+pub(crate) fn leave(registry: &mut Registry, id: JobId) -> Option<PoolId> {
+    let job = &registry.jobs[&id];
+    for pool in &job.candidates {
+        let queue = registry.derived.queues.get_mut(pool).expect("invariant: a queued job stands in every queue");
+        queue.leave(job);
+        if queue.is_empty() {
+            registry.derived.queues.remove(pool);
+        }
+    }
+    let waiting = registry.derived.waiting.get_mut(&job.home).expect("invariant: a queued job waits at home");
+    waiting.remove(&(job.decided_at, id));
+    if waiting.is_empty() {
+        registry.derived.waiting.remove(&job.home);
+    }
+    job.reserved
+}
+
+/// Grants the pool's free GPUs to those who wait, in turn, until nobody fits who may go.
+pub(crate) fn serve(registry: &mut Registry, pool: PoolId) {
+    let mut pools = vec![pool];
+    while let Some(pool) = pools.pop() {
+        while let Some(turn) = next_turn(registry, pool) {
+            if let Some(first) = turn.passed_over {
+                was_passed_over(registry, pool, first);
+            }
+            pools.extend(leave(registry, turn.job).filter(|kept| *kept != pool));
+            attempt::grant(registry, turn.job, pool);
+        }
+    }
+}
+
+/// Sorts a pool's queue again after the offer's terms changed.
+pub(crate) fn regroup(registry: &mut Registry, pool: PoolId) {
+    let Some(before) = registry.derived.queues.remove(&pool) else {
+        return;
+    };
+    let mut queue = Queue::default();
+    for job in before.jobs() {
+        queue.join(&registry.jobs[&job], pool, registry.offers.get(&pool));
+    }
+    registry.derived.queues.insert(pool, queue);
+}
+
+fn next_turn(registry: &Registry, pool: PoolId) -> Option<Turn> {
+    registry.derived.queues.get(&pool)?.next(registry.offers.get(&pool)?)
+}
+
+fn was_passed_over(registry: &mut Registry, pool: PoolId, id: JobId) {
+    let job = registry.job_mut(id);
+    job.passed_over = job.passed_over.saturating_add(1);
+    let (passed_over, before) = (job.passed_over, job.reserved);
+    // One pool is kept free for it, not all that it waits for; another one if that pool lost the room for it.
+    if passed_over < PASSED_OVER_MAX || before.is_some_and(|before| is_kept_free_for(registry, before, id)) {
+        return;
+    }
+    let job = registry.job_mut(id);
+    job.reserved = Some(pool);
+    let (ticket, need) = (ticket(job), job.shape.need());
+    if let Some(queue) = before.and_then(|before| registry.derived.queues.get_mut(&before)) {
+        queue.reserved.remove(&ticket);
+    }
+    let queue = registry.derived.queues.get_mut(&pool).expect("invariant: who is first in line stands in the queue");
+    queue.reserved.insert(ticket, need);
+}
+
+/// Whether a reservation is in effect: the job suits the pool, and local users leave room for it.
+fn is_kept_free_for(registry: &Registry, pool: PoolId, id: JobId) -> bool {
+    let need = registry.jobs[&id].shape.need();
+    let reserves = |queue: &Queue| queue.reserved.contains_key(&ticket(&registry.jobs[&id]));
+    let has_room = |offer: &OfferState| offer.ledger.could_fit(need, offer.offer.task_slots);
+    registry.derived.queues.get(&pool).is_some_and(reserves) && registry.offers.get(&pool).is_some_and(has_room)
+}
+
+fn oldest(line: &Line, may: impl Fn(&Need) -> bool) -> Option<Ticket> {
+    line.iter().filter(|(need, _)| may(need)).filter_map(|(_, tickets)| tickets.first()).min().copied()
+}
+
+fn place(job: &Job) -> (Reverse<u8>, MemberState) {
+    (Reverse(job.priority), job.home)
+}
+
+fn ticket(job: &Job) -> Ticket {
+    (job.submitted_at, job.id)
+}

@@ -1,0 +1,164 @@
+//! What states may ask in a random history, right or wrong.
+
+use federation::{CapacityReport, Command, End, Job, JobId, NodeCount, Registry, Rerank, Timestamp};
+use proptest::{prelude::*, sample::Index};
+
+use crate::world::{HOST, STATES, offer, pack_of, pool, state, submit};
+
+const POOLS: [&str; 3] = ["main", "b", "c"];
+
+/// One thing that somebody asks, right or wrong.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    Offer {
+        pool: Index,
+        nodes: u32,
+        per_node: u32,
+    },
+    Withdraw {
+        pool: Index,
+    },
+    Report {
+        pool: Index,
+        nodes: u32,
+        gpus: u32,
+    },
+    Pack {
+        of: Index,
+    },
+    Submit {
+        by: Index,
+        gpus: u32,
+        nodes: u32,
+        priority: u8,
+        first: usize,
+        both: bool,
+    },
+    Rerank {
+        job: Index,
+        to: Index,
+    },
+    Cancel {
+        job: Index,
+    },
+    Step {
+        job: Index,
+    },
+    Finish {
+        job: Index,
+        how: Index,
+    },
+    Decline {
+        job: Index,
+    },
+    /// A transition by a state or for an attempt that may be wrong.
+    Wrong {
+        job: Index,
+        by: Index,
+        attempt: u32,
+        kind: Index,
+    },
+}
+
+pub fn asks() -> impl Strategy<Value = Ask> {
+    let one = any::<Index>;
+    prop_oneof![
+        2 => (one(), 0u32..5, 0u32..9).prop_map(|(pool, nodes, per_node)| Ask::Offer { pool, nodes, per_node }),
+        1 => one().prop_map(|pool| Ask::Withdraw { pool }),
+        3 => (one(), 0u32..5, 0u32..9).prop_map(|(pool, nodes, gpus)| Ask::Report { pool, nodes, gpus }),
+        1 => one().prop_map(|of| Ask::Pack { of }),
+        16 => (one(), 0u32..20, 0u32..3, 4u8..7, 0usize..3, any::<bool>())
+            .prop_map(|(by, gpus, nodes, priority, first, both)| Ask::Submit { by, gpus, nodes, priority, first, both }),
+        1 => (one(), one()).prop_map(|(job, to)| Ask::Rerank { job, to }),
+        2 => one().prop_map(|job| Ask::Cancel { job }),
+        8 => one().prop_map(|job| Ask::Step { job }),
+        8 => (one(), one()).prop_map(|(job, how)| Ask::Finish { job, how }),
+        2 => one().prop_map(|job| Ask::Decline { job }),
+        3 => (one(), one(), 0u32..4, one()).prop_map(|(job, by, attempt, kind)| Ask::Wrong { job, by, attempt, kind }),
+    ]
+}
+
+/// Turns what is asked into a command and its author, as the registry stands.
+pub fn command(ask: &Ask, registry: &Registry, at: Timestamp, nth: u64) -> Option<(String, Command)> {
+    let of_owner = of_owner(ask, registry, at).map(|command| (HOST.to_owned(), command));
+    of_owner.or_else(|| of_home(ask, registry, at, nth)).or_else(|| of_host(ask, registry, at))
+}
+
+fn of_owner(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<Command> {
+    let (Ask::Offer { pool: index, .. } | Ask::Withdraw { pool: index } | Ask::Report { pool: index, .. }) = ask else {
+        return None;
+    };
+    let pool = pool(index.get::<&str>(&POOLS));
+    let sequence = registry.offer(&pool).map_or(1, |known| known.offer.sequence + 1);
+    Some(match *ask {
+        Ask::Offer { nodes, per_node, .. } => Command::PublishOffer(offer(pool, sequence, nodes, per_node)),
+        Ask::Report { nodes, gpus, .. } => {
+            let lendable = vec![NodeCount { gpus, nodes }];
+            Command::ReportCapacity(CapacityReport { pool, lendable, at, problem: None })
+        }
+        _ => Command::WithdrawOffer { pool, sequence },
+    })
+}
+
+fn of_home(ask: &Ask, registry: &Registry, at: Timestamp, nth: u64) -> Option<(String, Command)> {
+    Some(match ask {
+        Ask::Pack { of } => {
+            let of = *of.get(&STATES);
+            let next = registry.pack(state(of)).map_or(1, |pack| pack.sequence + 1);
+            (of.into(), Command::PublishPack(pack_of(of, next, registry)))
+        }
+        Ask::Submit { by, gpus, nodes, priority, first, both } => {
+            let mut candidates = vec![pool(POOLS[*first])];
+            candidates.extend(both.then(|| pool("b")).filter(|other| *other != candidates[0]));
+            let mut it = submit(JobId::new(nth, [3; 10]), *gpus, candidates);
+            (it.shape.nodes, it.priority, it.at) = (*nodes, *priority, at);
+            (by.get(&STATES).to_string(), Command::Submit(it))
+        }
+        Ask::Rerank { job, to } => {
+            let job = pick(registry, job)?;
+            let candidates = vec![pool(to.get::<&str>(&POOLS))];
+            (job.home.to_string(), Command::Rerank(Rerank { job: job.id, candidates, decided_on: vec![] }))
+        }
+        Ask::Cancel { job } => {
+            let job = pick(registry, job)?;
+            (job.home.to_string(), Command::Cancel { job: job.id, at })
+        }
+        _ => return None,
+    })
+}
+
+fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Command)> {
+    let (Ask::Step { job } | Ask::Finish { job, .. } | Ask::Decline { job } | Ask::Wrong { job, .. }) = ask else {
+        return None;
+    };
+    let known = pick(registry, job)?;
+    let job = known.id;
+    if let Ask::Wrong { by, attempt, kind, .. } = ask {
+        let attempt = *attempt;
+        let kinds = [
+            Command::Start { job, attempt, at },
+            Command::Run { job, attempt, at },
+            Command::Finish { job, attempt, end: End::Complete, at },
+            Command::Decline { job, attempt, reason: "x".repeat(300), at },
+            Command::Cancel { job, at },
+        ];
+        return Some((by.get(&STATES).to_string(), kind.get(&kinds).clone()));
+    }
+    let current = known.attempt()?;
+    let attempt = current.number;
+    let command = match ask {
+        Ask::Finish { how, .. } => {
+            let ends = [End::Complete, End::ExecutorError { exit_code: 3 }, End::system_error("lost"), End::Canceled];
+            Command::Finish { job, attempt, end: how.get(&ends).clone(), at }
+        }
+        Ask::Decline { .. } => Command::Decline { job, attempt, reason: "full".into(), at },
+        _ if current.started_at.is_some() => Command::Run { job, attempt, at },
+        _ => Command::Start { job, attempt, at },
+    };
+    Some((HOST.to_owned(), command))
+}
+
+fn pick<'a>(registry: &'a Registry, index: &Index) -> Option<&'a Job> {
+    let ids: Vec<JobId> = registry.jobs().map(|job| job.id).collect();
+    if ids.is_empty() { None } else { registry.job(index.get(&ids)) }
+}
