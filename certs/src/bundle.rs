@@ -250,6 +250,14 @@ impl SignedBundle {
         Ok(bundle)
     }
 
+    /// The bundle, if this root signed it, or consented to the one that did.
+    pub fn verify_signed_by(&self, root: &PublicKey) -> Result<TrustBundle, BadBundle> {
+        let bundle = self.open()?;
+        let consent = self.old_root_signature.as_ref();
+        let consents = || consent.is_some_and(|it| root.verify(&signed_message(&self.body.0), &it.0));
+        if bundle.root_key == *root || consents() { Ok(bundle) } else { Err(BadBundle::OldRoot) }
+    }
+
     /// The bundle without asking who signed it: for showing, and for continuing one's own.
     pub fn open_unchecked(&self) -> Result<TrustBundle, BadBundle> {
         if self.body.0.len() > BUNDLE_BYTES_MAX {

@@ -33,6 +33,9 @@ pub mod placement;
 pub mod genesis;
 pub mod mandate;
 
+// How it is agreed.
+pub mod raft;
+
 pub use apply::Verdict;
 pub use attempt::{Attempt, End, short};
 pub use command::{Batch, Command, Outcome, Rejection, Rerank, Submit};

@@ -258,6 +258,20 @@ impl Registry {
         Digest::of(&self.to_bytes())
     }
 
+    /// Whether what another registry says of each member was signed by that member's root, as this registry knows the
+    /// root. Otherwise the first member of which that is not so.
+    pub fn vouches_for(&self, other: &Registry) -> Result<(), MemberState> {
+        for member in other.members.values() {
+            let known = self.members.get(&member.state).ok_or(member.state)?;
+            let signed = member.signed.verify_signed_by(&known.bundle.root_key);
+            let same = signed.is_ok_and(|bundle| bundle == member.bundle);
+            if !same || member.gateways != known.gateways {
+                return Err(member.state);
+            }
+        }
+        Ok(())
+    }
+
     /// Rebuilds what follows from the records.
     fn derive(&mut self) -> Result<(), BadSnapshot> {
         for (pool, offer) in &mut self.offers {

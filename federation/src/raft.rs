@@ -1,0 +1,26 @@
+//! How the members agree: the registry's log, replicated by Raft.
+//!
+//! The only part of this crate that moves bytes, and the only place that names the Raft library. Everything that arrives
+//! from a peer passes [`guard`] first; everything that is stored or sent has a format of our own.
+
+mod assembly;
+mod consensus;
+mod guard;
+mod log_store;
+mod network;
+mod segment;
+mod state_machine;
+mod timers;
+mod transport;
+mod types;
+mod wal;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use consensus::{Consensus, NotLinearizable, ProposeError, RaftConfig, StartError};
+pub use guard::Refused;
+pub use timers::Timers;
+pub use transport::{NodeId, Rpc, Transport, TransportError};
+pub use types::Applied;

@@ -1,0 +1,420 @@
+//! Consensus: this gateway's part in the replicated registry. Read here, propose here, answer peers here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use certs::{Envelope, GatewayId};
+use futures_util::future::join_all;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::{EmptyNode, ReadPolicy};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::assembly::{Assembly, Progress};
+use super::guard::{Guard, Refused};
+use super::log_store::LogStore;
+use super::network::Network;
+use super::state_machine::{Shared, StateMachine};
+use super::timers::Timers;
+use super::transport::{NodeId, Rpc, Transport, TransportError};
+use super::types::{Applied, Proposal, RaftHandle, Snapshot, SnapshotData};
+use super::wal::{BadLog, Owner};
+use super::wire::{
+    self, WireAppend, WireAppended, WireInstalled, WireProposed, WireReadIndex, WireSnapshot, WireTransfer,
+    WireVoteRequest, WireVoted,
+};
+use crate::apply::Verdict;
+use crate::genesis::Genesis;
+use crate::registry::Registry;
+use crate::time::Revision;
+
+/// Clients give up after 10 s; an answer that is surely a "no" must come before.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(8);
+/// One try at one leader.
+const TRY_TIMEOUT: Duration = Duration::from_secs(4);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How long a stopping leader waits for its successor.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a member needs to take part.
+#[derive(Clone, Debug)]
+pub struct RaftConfig {
+    /// This gateway's number in the genesis.
+    pub node: NodeId,
+    /// Its own folder for the log and the snapshot.
+    pub data_dir: PathBuf,
+    pub timers: Timers,
+}
+
+/// Why a member does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Log(#[from] BadLog),
+    #[error("the registry's snapshot cannot be used: {0}")]
+    Snapshot(std::io::Error),
+    #[error("the timers cannot be used: {0}")]
+    Timers(String),
+    #[error("the registry's log does not start: {0}")]
+    Fatal(String),
+    #[error(
+        "this gateway's data folder is empty, but its federation is at revision {0} already: it has lost its votes. \
+         Restore the folder; do not start it empty"
+    )]
+    Wiped(u64),
+}
+
+/// Why an envelope is not committed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ProposeError {
+    /// Nothing was done.
+    #[error("the federation has no leader right now")]
+    NoLeader { retry_after_ms: u64 },
+    /// It may have been committed; the same envelope may be proposed again.
+    #[error("the answer was lost")]
+    Unknown,
+    /// The leader will not have it.
+    #[error("the leader refused the envelope: {0}")]
+    Refused(String),
+    /// This member's log has failed, or it is stopping.
+    #[error("this gateway's log has stopped")]
+    Stopped,
+}
+
+/// No linearizable read in time: no leader, or this member is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the registry did not get that far in time")]
+pub struct NotLinearizable;
+
+/// This gateway's part. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {
+    member: Arc<Member>,
+}
+
+struct Member {
+    node: NodeId,
+    raft: RaftHandle,
+    shared: Shared,
+    guard: Guard,
+    assembly: Assembly,
+    transport: Arc<dyn Transport>,
+    timers: Timers,
+}
+
+/// What one try to commit came to.
+enum Tried {
+    Applied(Applied),
+    /// Surely nothing happened.
+    NoLeader,
+    /// It may have happened.
+    Lost,
+    Failed(ProposeError),
+}
+
+impl Consensus {
+    /// Opens the log and takes part. Peers must reach [`Consensus::handle`] from now on.
+    pub async fn start(
+        config: RaftConfig,
+        genesis: Genesis,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Consensus, StartError> {
+        let genesis = Arc::new(genesis);
+        let owner = Owner { node: config.node, genesis: genesis.digest().0 };
+        let log = LogStore::open(&config.data_dir, &owner)?;
+        let machine = StateMachine::open(&config.data_dir, &genesis).map_err(StartError::Snapshot)?;
+        let shared = machine.shared();
+        let settings = config.timers.config(genesis.federation().as_str());
+        let settings = settings.validate().map_err(|cause| StartError::Timers(cause.to_string()))?;
+        let network = Network { me: config.node, transport: Arc::clone(&transport) };
+        let raft = RaftHandle::new(config.node, Arc::new(settings), network, log, machine)
+            .await
+            .map_err(|cause| StartError::Fatal(cause.to_string()))?;
+        let member = Member {
+            node: config.node,
+            raft,
+            guard: Guard::new(shared.clone(), genesis),
+            shared,
+            assembly: Assembly::default(),
+            transport,
+            timers: config.timers,
+        };
+        Ok(Consensus { member: Arc::new(member) })
+    }
+
+    /// Begins the federation's log if nobody has: the founding member with the lowest number does it, once.
+    pub async fn initialize_if_first(&self) -> Result<(), StartError> {
+        let member = &self.member;
+        let fatal = |cause: &dyn std::fmt::Display| StartError::Fatal(cause.to_string());
+        let begun = member.raft.is_initialized().await.map_err(|cause| fatal(&cause))?;
+        if begun || member.guard.voters().first() != Some(&member.node) {
+            return Ok(());
+        }
+        if let Some(index) = member.anybody_leads().await {
+            return Err(StartError::Wiped(index));
+        }
+        let voters: std::collections::BTreeMap<_, _> =
+            member.guard.voters().iter().map(|node| (*node, EmptyNode {})).collect();
+        match member.raft.initialize(voters).await {
+            Ok(()) => Ok(()),
+            // A leader was faster than this check.
+            Err(RaftError::APIError(_)) => Ok(()),
+            Err(cause) => Err(fatal(&cause)),
+        }
+    }
+
+    /// Reads the local replica. The closure runs under a lock: it is short and calls nothing that waits.
+    pub fn read<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
+        self.member.shared.read(read)
+    }
+
+    /// Every revision from now on; slow readers skip some.
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.member.shared.revisions()
+    }
+
+    /// Waits until the local replica has a revision, so that a caller reads what he wrote.
+    pub async fn wait_for(&self, revision: Revision, at_most: Duration) -> Result<(), NotLinearizable> {
+        let mut revisions = self.changes();
+        match timeout(at_most, revisions.wait_for(|reached| *reached >= revision)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(NotLinearizable),
+        }
+    }
+
+    /// Waits until the local replica has everything that was committed when this was called.
+    pub async fn linearize(&self, at_most: Duration) -> Result<Revision, NotLinearizable> {
+        let deadline = Instant::now() + at_most;
+        let index = timeout_at(deadline, self.member.read_index()).await.ok().flatten().ok_or(NotLinearizable)?;
+        self.wait_for(Revision(index), deadline.saturating_duration_since(Instant::now())).await?;
+        Ok(Revision(index))
+    }
+
+    /// The node that leads, as far as is known here.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.member.leader()
+    }
+
+    /// This gateway's node.
+    pub fn node(&self) -> NodeId {
+        self.member.node
+    }
+
+    /// Commits an envelope of this gateway, wherever the leader is. A lost answer is asked for again with the same bytes,
+    /// which the registry recognises.
+    pub async fn propose(&self, envelope: Envelope) -> Result<Applied, ProposeError> {
+        let deadline = Instant::now() + PROPOSE_TIMEOUT;
+        let mut may_be_done = false;
+        loop {
+            let trying = self.member.try_propose(&envelope);
+            match timeout_at(deadline.min(Instant::now() + TRY_TIMEOUT), trying).await {
+                Ok(Tried::Applied(applied)) => return Ok(applied),
+                Ok(Tried::Failed(error)) => return Err(error),
+                Ok(Tried::NoLeader) => {}
+                Ok(Tried::Lost) | Err(_) => may_be_done = true,
+            }
+            if Instant::now() + RETRY_PAUSE >= deadline {
+                let retry_after_ms = self.member.timers.fail_over_ms();
+                return Err(if may_be_done {
+                    ProposeError::Unknown
+                } else {
+                    ProposeError::NoLeader { retry_after_ms }
+                });
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Answers a peer, who is known by TLS.
+    pub async fn handle(&self, peer: GatewayId, rpc: Rpc, body: Bytes) -> Result<Bytes, Refused> {
+        let member = &self.member;
+        let sender = member.guard.sender(&peer)?;
+        match rpc {
+            Rpc::Append | Rpc::Heartbeat => {
+                let message: WireAppend = wire::decode(&body)?;
+                let request = member.guard.append(sender, message, member.term())?;
+                let answer = member.raft.append_entries(request).await.map_err(|_| Refused::Stopped)?;
+                Ok(wire::encode(&WireAppended::from(&answer)))
+            }
+            Rpc::Vote | Rpc::PreVote => {
+                let message: WireVoteRequest = wire::decode(&body)?;
+                member.guard.vote(sender, message.vote, member.term())?;
+                let answered = match rpc {
+                    Rpc::Vote => member.raft.vote(message.into()).await,
+                    _ => member.raft.pre_vote(message.into()).await,
+                };
+                let answer = answered.map_err(|_| Refused::Stopped)?;
+                Ok(wire::encode(&WireVoted::from(&answer)))
+            }
+            Rpc::Snapshot => member.install(sender, wire::decode(&body)?).await,
+            Rpc::TransferLeader => {
+                let message: WireTransfer = wire::decode(&body)?;
+                member.guard.vote(sender, message.from, member.term())?;
+                let handled = member.raft.handle_transfer_leader(message.into()).await;
+                handled.map_err(|_| Refused::Stopped)?.map_err(|_| Refused::NotElected)?;
+                Ok(wire::encode(&()))
+            }
+            Rpc::Propose => {
+                let (envelope, verdict) = member.guard.proposal(&peer, &body)?;
+                let answer = match member.commit_here(Proposal { envelope, verdict }).await {
+                    Ok(applied) => WireProposed::Applied(applied),
+                    Err(Some(_) | None) => WireProposed::NotLeader,
+                };
+                Ok(wire::encode(&answer))
+            }
+            Rpc::ReadIndex => Ok(wire::encode(&member.read_index_here().await)),
+        }
+    }
+
+    /// Resolves when the log has failed; this gateway must then stop.
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.member.raft.metrics();
+        loop {
+            let state = metrics.borrow_watched().running_state.clone();
+            if let Err(cause) = state {
+                return cause.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "its task has ended".to_owned();
+            }
+        }
+    }
+
+    /// Gives the leadership to another voter, if this member has it, and waits for that.
+    pub async fn hand_over(&self) {
+        let member = &self.member;
+        if member.leader() != Some(member.node) {
+            return;
+        }
+        let Some(successor) = member.most_up_to_date() else {
+            return;
+        };
+        if member.raft.trigger().transfer_leader(successor).await.is_err() {
+            return;
+        }
+        let mut metrics = member.raft.metrics();
+        let moved = async {
+            while metrics.borrow_watched().current_leader == Some(member.node) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _the_others_elect_anyway = timeout(HAND_OVER_TIMEOUT, moved).await;
+    }
+
+    /// Ends the part; the log is synced and closed.
+    pub async fn shutdown(&self) {
+        if let Err(cause) = self.member.raft.shutdown().await {
+            tracing::warn!(%cause, "the registry's log did not end in order");
+        }
+    }
+}
+
+impl Member {
+    fn leader(&self) -> Option<NodeId> {
+        self.raft.metrics().borrow_watched().current_leader
+    }
+
+    fn term(&self) -> u64 {
+        self.raft.metrics().borrow_watched().current_term
+    }
+
+    async fn try_propose(&self, envelope: &Envelope) -> Tried {
+        // This gateway has just signed it.
+        let proposal = Proposal { envelope: envelope.clone(), verdict: Verdict::Verified };
+        let leader = match self.leader() {
+            Some(leader) if leader == self.node => match self.commit_here(proposal).await {
+                Ok(applied) => return Tried::Applied(applied),
+                Err(Some(leader)) if leader != self.node => leader,
+                Err(_) if self.has_failed() => return Tried::Failed(ProposeError::Stopped),
+                Err(_) => return Tried::NoLeader,
+            },
+            Some(leader) => leader,
+            None => return Tried::NoLeader,
+        };
+        let bytes = Bytes::copy_from_slice(envelope.as_bytes());
+        match self.transport.call(leader, Rpc::Propose, bytes, TRY_TIMEOUT).await {
+            Ok(answer) => match wire::decode(&answer) {
+                Ok(WireProposed::Applied(applied)) => Tried::Applied(applied),
+                Ok(WireProposed::NotLeader) => Tried::NoLeader,
+                Err(bad) => Tried::Failed(ProposeError::Refused(bad.to_string())),
+            },
+            Err(TransportError::Refused(reason)) => Tried::Failed(ProposeError::Refused(reason)),
+            // The connection may have broken after the leader read it.
+            Err(TransportError::Unreachable(_) | TransportError::Timeout) => Tried::Lost,
+        }
+    }
+
+    /// Commits as leader. Otherwise who leads, if that is known.
+    async fn commit_here(&self, proposal: Proposal) -> Result<Applied, Option<NodeId>> {
+        match self.raft.client_write(proposal).await {
+            Ok(written) => Ok(written.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(forward.leader_id),
+            Err(_) => Err(None),
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.raft.metrics().borrow_watched().running_state.is_err()
+    }
+
+    async fn read_index(&self) -> Option<u64> {
+        loop {
+            let index = match self.leader() {
+                Some(leader) if leader == self.node => self.read_index_here().await,
+                Some(leader) => self.read_index_of(leader, TRY_TIMEOUT).await,
+                None => None,
+            };
+            if index.is_some() {
+                return index;
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn read_index_here(&self) -> WireReadIndex {
+        let (read, _) = self.raft.get_read_log_id(ReadPolicy::LeaseRead).await.ok()?;
+        Some(read.index())
+    }
+
+    async fn read_index_of(&self, leader: NodeId, at_most: Duration) -> WireReadIndex {
+        let answer = self.transport.call(leader, Rpc::ReadIndex, wire::encode(&()), at_most).await.ok()?;
+        wire::decode(&answer).ok()?
+    }
+
+    /// The revision of another member that leads, if there is one.
+    async fn anybody_leads(&self) -> Option<u64> {
+        let others = self.guard.voters().iter().filter(|node| **node != self.node);
+        let asked = others.map(|node| self.read_index_of(*node, PROBE_TIMEOUT));
+        join_all(asked).await.into_iter().flatten().max()
+    }
+
+    async fn install(&self, sender: NodeId, piece: WireSnapshot) -> Result<Bytes, Refused> {
+        self.guard.vote(sender, piece.vote, self.term())?;
+        let bytes = match self.assembly.add(sender, &piece) {
+            Progress::More => return Ok(wire::encode(&WireInstalled::More)),
+            Progress::Bad => return Err(Refused::Snapshot("its pieces do not fit together".into())),
+            Progress::Whole(bytes) => bytes,
+        };
+        self.guard.snapshot(&piece.meta, &bytes)?;
+        let snapshot = Snapshot { meta: piece.meta.open()?, snapshot: SnapshotData::from(bytes) };
+        let installed = self.raft.install_full_snapshot(piece.vote.into(), snapshot).await;
+        let answer = installed.map_err(|_| Refused::Stopped)?;
+        Ok(wire::encode(&WireInstalled::Done((&answer.vote).into())))
+    }
+
+    /// The other voter that has most of the log.
+    fn most_up_to_date(&self) -> Option<NodeId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref()?;
+        let others = replication.iter().filter(|(node, _)| **node != self.node);
+        others.max_by_key(|(_, matched)| matched.map(|id| id.index)).map(|(node, _)| *node)
+    }
+}
