@@ -1,0 +1,389 @@
+//! The configuration of one gateway: a TOML file, parsed once into this.
+//!
+//! Paths in the file are relative to the file. Unknown keys are refused, so that a misspelt
+//! limit is an error at start and not a limit that silently does not hold.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use certs::GatewayId;
+use federation::limits::{GPUS_PER_NODE_MAX, NODES_PER_POOL_MAX, OFFERS_PER_STATE_MAX};
+use federation::{DeviceModel, FactoryId, FactoryName, Offer, PoolId, PoolName};
+use serde::Deserialize;
+
+use crate::driver::Isolation;
+
+/// Largest configuration file that is read: 64 factories x 16 pools x 1 KiB.
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Everything that one gateway is told from outside.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who this gateway is, `FR/fr-1`.
+    pub gateway: GatewayId,
+    /// Where the registry's log, the tasks and the attempts live; one gateway per folder.
+    pub data_dir: PathBuf,
+    /// The genesis document that every founding state signed.
+    pub genesis: PathBuf,
+    /// Address of the public face (HTTPS: TES, `/v1`).
+    pub public_listen: SocketAddr,
+    /// Address of the peer face (mutual TLS: Raft, relays, orders).
+    pub peer_listen: SocketAddr,
+    /// This gateway's certificates and keys.
+    pub keys: Keys,
+    /// The state's policy pack; published at start when it differs from the registry's.
+    #[serde(default)]
+    pub policy: Option<PolicyFile>,
+    /// Timers of the consensus: `local` (one building) or `wan` (Europe).
+    #[serde(default)]
+    pub timers: TimersProfile,
+    /// The factories whose scheduler this gateway drives.
+    #[serde(default, rename = "factory")]
+    pub factories: Vec<Factory>,
+    /// The built-in driver: processes on this machine.
+    #[serde(default)]
+    pub local: LocalDriver,
+    /// How long a stop waits for requests in flight.
+    #[serde(default = "default_grace_ms")]
+    pub grace_ms: u64,
+}
+
+/// Files with this gateway's identities. Signing keys are not TLS keys.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// Ed25519 key, PKCS#8 PEM: signs this gateway's envelopes.
+    pub signing: PathBuf,
+    /// Certificate chain with the SPIFFE URI, and its key.
+    pub peer_cert: PathBuf,
+    /// Key of `peer_cert`.
+    pub peer_key: PathBuf,
+    /// Server certificate of the public face, and its key.
+    pub public_cert: PathBuf,
+    /// Key of `public_cert`.
+    pub public_key: PathBuf,
+    /// Secret that turns issuer and subject into a pseudonym; the same on all gateways of a state.
+    pub pseudonym_secret: PathBuf,
+}
+
+/// A pack as its authors keep it: Cedar text in a file, and who answers for it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// Cedar policies.
+    pub cedar: PathBuf,
+    /// One line for people.
+    pub title: String,
+    /// Where questions about the pack go.
+    pub contact: String,
+}
+
+/// Which of the two timer profiles the consensus uses.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum TimersProfile {
+    /// Heartbeat 100 ms: one machine or one building.
+    #[default]
+    Local,
+    /// Heartbeat 200 ms: gateways across Europe.
+    Wan,
+}
+
+/// A factory and the pools that it lends.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Factory {
+    /// `jean-zay`
+    pub name: FactoryName,
+    /// For people.
+    pub city: String,
+    /// What the factory is certified for: `HDS`, `C5`, `SecNumCloud`.
+    #[serde(default)]
+    pub certifications: Vec<String>,
+    /// Of the electricity, yearly mean.
+    #[serde(default)]
+    pub carbon_g_per_kwh: u32,
+    /// Asked price; 0 is a gift.
+    #[serde(default)]
+    pub price_milli_eur_per_gpu_hour: u32,
+    /// The pools of this factory.
+    #[serde(rename = "pool")]
+    pub pools: Vec<Pool>,
+}
+
+/// Identical GPUs of one factory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// `h100-80`
+    pub name: PoolName,
+    /// Device model as it is sold: `H100-80`.
+    pub model: String,
+    /// `NVIDIA`
+    pub vendor: String,
+    /// Memory of one device.
+    pub memory_gib: u32,
+    /// How many "GPUs" the local scheduler counts per device: 2 for an MI250X.
+    #[serde(default = "one")]
+    pub scheduler_units: u32,
+    /// Nodes lent.
+    pub nodes: u32,
+    /// Devices per node, as they are sold.
+    pub gpus_per_node: u32,
+    /// How many jobs without a GPU run here at once.
+    #[serde(default = "default_task_slots")]
+    pub task_slots: u32,
+    /// Longest job.
+    #[serde(default = "default_walltime_max_s")]
+    pub walltime_max_s: u32,
+}
+
+/// The built-in driver's rules.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LocalDriver {
+    /// `auto`, `bubblewrap` or `process`.
+    pub isolation: Isolation,
+    /// Folders that `file://` inputs and outputs may name.
+    pub file_roots: Vec<PathBuf>,
+    /// Hosts (`name` or `name:port`) that `http(s)://` inputs and outputs may name.
+    pub http_hosts: Vec<String>,
+    /// Roots for `https://` inputs and outputs.
+    pub https_ca_file: Option<PathBuf>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn default_task_slots() -> u32 {
+    256
+}
+
+fn default_walltime_max_s() -> u32 {
+    7 * 24 * 3600
+}
+
+fn default_grace_ms() -> u64 {
+    10_000
+}
+
+/// Why a configuration cannot be used. Always the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum BadConfig {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {cause}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        cause: std::io::Error,
+    },
+    /// The file is not the TOML that we know.
+    #[error("{path} is not a gateway's configuration: {cause}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason, with line and column.
+        cause: Box<toml::de::Error>,
+    },
+    /// A pool has more than the registry takes.
+    #[error("{path}: {name} has {what} = {found}, at most {limit} are possible")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The pool, or the gateway.
+        name: String,
+        /// The key in the file.
+        what: &'static str,
+        /// What it says.
+        found: u32,
+        /// What is possible.
+        limit: u32,
+    },
+    /// A factory or a pool is named twice.
+    #[error("{path} names {name} twice")]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// The factory or pool.
+        name: String,
+    },
+}
+
+impl Config {
+    /// Reads and parses a configuration file; paths in it become absolute.
+    pub fn read(path: &Path) -> Result<Config, BadConfig> {
+        let unreadable = |cause| BadConfig::Unreadable { path: path.to_owned(), cause };
+        let size = std::fs::metadata(path).map_err(unreadable)?.len();
+        if size > CONFIG_BYTES_MAX {
+            return Err(unreadable(std::io::Error::other("larger than 1 MiB")));
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let mut config: Config = toml::from_str(&text)
+            .map_err(|cause| BadConfig::Malformed { path: path.to_owned(), cause: Box::new(cause) })?;
+        let base = std::path::absolute(path).map_err(unreadable)?;
+        config.resolve(base.parent().unwrap_or(Path::new("/")));
+        config.refuse_excess(path)?;
+        config.refuse_duplicates(path)?;
+        Ok(config)
+    }
+
+    /// The offers of this gateway's factories. Sequences are chosen when they are published.
+    pub fn offers(&self) -> Vec<Offer> {
+        let mut offers = Vec::new();
+        for factory in &self.factories {
+            for pool in &factory.pools {
+                offers.push(self.offer(factory, pool));
+            }
+        }
+        offers
+    }
+
+    /// The id of a factory of this gateway's state.
+    pub fn factory_id(&self, factory: &Factory) -> FactoryId {
+        FactoryId { state: self.gateway.state, name: factory.name }
+    }
+
+    fn offer(&self, factory: &Factory, pool: &Pool) -> Offer {
+        Offer {
+            pool: PoolId { factory: self.factory_id(factory), name: pool.name },
+            served_by: self.gateway.name.clone(),
+            sequence: 0,
+            model: DeviceModel {
+                name: pool.model.clone(),
+                vendor: pool.vendor.clone(),
+                memory_gib: pool.memory_gib,
+                scheduler_units: pool.scheduler_units,
+                partition: None,
+            },
+            nodes: pool.nodes,
+            gpus_per_node: pool.gpus_per_node,
+            task_slots: pool.task_slots,
+            walltime_max_s: pool.walltime_max_s,
+            certifications: factory.certifications.clone(),
+            carbon_g_per_kwh: factory.carbon_g_per_kwh,
+            price_milli_eur_per_gpu_hour: factory.price_milli_eur_per_gpu_hour,
+            city: factory.city.clone(),
+            until: None,
+        }
+    }
+
+    fn resolve(&mut self, base: &Path) {
+        let Keys { signing, peer_cert, peer_key, public_cert, public_key, pseudonym_secret } = &mut self.keys;
+        let named = [
+            &mut self.data_dir,
+            &mut self.genesis,
+            signing,
+            peer_cert,
+            peer_key,
+            public_cert,
+            public_key,
+            pseudonym_secret,
+        ];
+        let optional = self.policy.iter_mut().map(|policy| &mut policy.cedar);
+        let local = self.local.file_roots.iter_mut().chain(&mut self.local.https_ca_file);
+        for path in named.into_iter().chain(optional).chain(local) {
+            *path = base.join(&*path);
+        }
+    }
+
+    /// Bounds what is multiplied and numbered here; the registry checks the rest of an offer.
+    fn refuse_excess(&self, path: &Path) -> Result<(), BadConfig> {
+        let offers = self.offers();
+        let pools = u32::try_from(offers.len()).unwrap_or(u32::MAX);
+        let pools = (self.gateway.to_string(), "pool", pools, OFFERS_PER_STATE_MAX as u32);
+        let of_each = offers.iter().flat_map(|offer| {
+            [("nodes", offer.nodes, NODES_PER_POOL_MAX), ("gpus_per_node", offer.gpus_per_node, GPUS_PER_NODE_MAX)]
+                .map(|(what, found, limit)| (offer.pool.to_string(), what, found, limit))
+        });
+        match of_each.chain([pools]).find(|(_, _, found, limit)| found > limit) {
+            Some((name, what, found, limit)) => {
+                Err(BadConfig::TooLarge { path: path.to_owned(), name, what, found, limit })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_duplicates(&self, path: &Path) -> Result<(), BadConfig> {
+        let mut seen = BTreeMap::new();
+        for offer in self.offers() {
+            if seen.insert(offer.pool.to_string(), ()).is_some() {
+                return Err(BadConfig::Twice { path: path.to_owned(), name: offer.pool.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+gateway = "FR/fr-1"
+data_dir = "data"
+genesis = "../genesis.json"
+public_listen = "127.0.0.1:0"
+peer_listen = "127.0.0.1:0"
+
+[keys]
+signing = "signing.pem"
+peer_cert = "peer.pem"
+peer_key = "peer.key"
+public_cert = "public.pem"
+public_key = "public.key"
+pseudonym_secret = "pseudonym.secret"
+
+[[factory]]
+name = "jean-zay"
+city = "Orsay"
+certifications = ["HDS"]
+
+[[factory.pool]]
+name = "h100-80"
+model = "H100-80"
+vendor = "NVIDIA"
+memory_gib = 80
+nodes = 364
+gpus_per_node = 4
+"#;
+
+    fn check(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("gateway.toml");
+        std::fs::write(&path, text).expect("a written file");
+        Config::read(&path).map_err(|bad| bad.to_string())
+    }
+
+    #[test]
+    fn a_configuration_becomes_offers_and_absolute_paths() {
+        let config = check(GOOD).expect("a good configuration");
+        assert!(config.data_dir.is_absolute());
+        let offers = config.offers();
+        assert_eq!(offers.len(), 1);
+        assert_eq!(offers[0].pool.to_string(), "FR/jean-zay/h100-80");
+        assert_eq!(offers[0].nodes, 364);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused() {
+        let text = GOOD.replace("gpus_per_node", "gpu_per_node");
+        assert!(check(&text).is_err_and(|bad| bad.contains("gpu_per_node")));
+    }
+
+    #[test]
+    fn more_than_the_registry_takes_is_refused() {
+        for (good, bad) in [("nodes = 364", "nodes = 10001"), ("gpus_per_node = 4", "gpus_per_node = 4000000000")] {
+            assert!(check(&GOOD.replace(good, bad)).is_err_and(|why| why.contains(bad)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pool_named_twice_is_refused() {
+        let factory = &GOOD[GOOD.find("[[factory]]").expect("a factory")..];
+        assert!(check(&format!("{GOOD}{factory}")).is_err_and(|bad| bad.contains("twice")));
+    }
+}

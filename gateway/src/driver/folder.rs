@@ -1,0 +1,284 @@
+//! An attempt's folder: everything about it that survives whatever process is killed.
+//!
+//! ```text
+//! order.json    what to run; the folder appears together with it, and that is the claim; gone when done
+//! lock          held by the supervisor as long as it lives
+//! started       made once by whoever may run or conclude the attempt, under the lock
+//! state.json    the record so far
+//! cancel        somebody wants it stopped
+//! done.json     how it ended; nothing changes after it
+//! logs/         one file per step and stream
+//! work/         the task's files; gone when the attempt is done
+//! ```
+//! Invariants: `started` is made at most once, so at most one process ever runs the steps; a file is
+//! either whole or absent, and durable before anybody is told.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use federation::{End, JobId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::order::Order;
+use super::processes::Birth;
+use super::{AttemptRecord, Pipe};
+
+/// Drafts carry this prefix; what has it after a crash is rubbish.
+const DRAFT_PREFIX: &str = ".draft-";
+
+/// An attempt, as drivers name it.
+pub(super) type Key = (JobId, u32);
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Done {
+    pub end: End,
+    pub record: AttemptRecord,
+}
+
+/// What the files of an attempt say at one moment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Done,
+    /// A supervisor has it.
+    Alive,
+    /// Claimed, and no supervisor has taken it yet.
+    Unstarted,
+    /// Its supervisor is gone and has not concluded it.
+    Abandoned,
+}
+
+/// A folder of one attempt. Holding this value means nothing: the lock does.
+#[derive(Clone, Debug)]
+pub(super) struct Folder(PathBuf);
+
+/// The attempt's lock; freed when it is dropped or its process dies.
+pub(super) struct Held {
+    _file: File,
+}
+
+impl Folder {
+    pub fn at(path: &Path) -> Folder {
+        Folder(path.to_owned())
+    }
+
+    /// Where an attempt's folder is or would be.
+    pub fn of(attempts: &Path, (job, attempt): Key) -> Folder {
+        Folder(attempts.join(format!("{job}.{attempt}")))
+    }
+
+    /// Makes the folder with its order in one step. The caller knows that there is none yet.
+    pub fn claim(attempts: &Path, order: &Order) -> io::Result<Folder> {
+        Folder::appear(attempts, order.key(), |draft| {
+            if order.rules.run_as.is_some() {
+                // The account of the steps has to reach `work`, and nothing else.
+                fs::set_permissions(&draft.0, Permissions::from_mode(0o711))?;
+            }
+            draft.write("order.json", order)
+        })
+    }
+
+    /// Makes the folder of an attempt that never ran and never will.
+    pub fn bury(attempts: &Path, key: Key, done: &Done) -> io::Result<Folder> {
+        Folder::appear(attempts, key, |draft| {
+            File::create_new(draft.0.join("started"))?;
+            draft.write("done.json", done)
+        })
+    }
+
+    fn appear(attempts: &Path, key: Key, fill: impl FnOnce(&Folder) -> io::Result<()>) -> io::Result<Folder> {
+        let draft = Folder(attempts.join(draft_name()));
+        DirBuilder::new().mode(0o700).create(&draft.0)?;
+        let folder = Folder::of(attempts, key);
+        let filled = fill(&draft)
+            .and_then(|()| DirBuilder::new().mode(0o700).create(draft.0.join("logs")))
+            .and_then(|()| fs::rename(&draft.0, &folder.0));
+        if let Err(cause) = filled {
+            let _rubbish_is_swept_at_start = fs::remove_dir_all(&draft.0);
+            return Err(cause);
+        }
+        File::open(attempts)?.sync_all()?;
+        Ok(folder)
+    }
+
+    /// Every attempt of a driver. Sweeps what a crash left half made.
+    pub fn list(attempts: &Path) -> io::Result<Vec<(Key, Folder)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(attempts)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(DRAFT_PREFIX) {
+                fs::remove_dir_all(entry.path())?;
+            } else if let Some(key) = parse_name(&name) {
+                found.push((key, Folder(entry.path())));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks; never waits.
+    pub fn look(&self) -> io::Result<Seen> {
+        if self.is_done() {
+            return Ok(Seen::Done);
+        }
+        match self.lock_file()?.try_lock_shared() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Seen::Alive),
+            Err(TryLockError::Error(cause)) => return Err(cause),
+        }
+        // It may have been concluded between the two looks.
+        Ok(if self.is_done() {
+            Seen::Done
+        } else if self.0.join("started").exists() {
+            Seen::Abandoned
+        } else {
+            Seen::Unstarted
+        })
+    }
+
+    /// Takes the attempt's lock; `None` if somebody else has it.
+    pub fn lock(&self) -> io::Result<Option<Held>> {
+        let file = self.lock_file()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Held { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(cause)) => Err(cause),
+        }
+    }
+
+    fn lock_file(&self) -> io::Result<File> {
+        OpenOptions::new().write(true).create(true).truncate(false).open(self.0.join("lock"))
+    }
+
+    /// Takes the right to run or conclude an attempt that nobody has started; `false` if somebody has.
+    /// Whoever is going to start processes says who it is.
+    pub fn mark_started(&self, _held: &Held, birth: Option<&Birth>) -> io::Result<bool> {
+        let mut file = match File::create_new(self.0.join("started")) {
+            Ok(file) => file,
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(cause) => return Err(cause),
+        };
+        file.write_all(&serde_json::to_vec(&birth)?)?;
+        file.sync_all()?;
+        File::open(&self.0)?.sync_all()?;
+        Ok(true)
+    }
+
+    /// Which process may have started others; `None` also for one that died before it could.
+    pub fn started_by(&self) -> Option<Birth> {
+        self.read("started").ok().flatten()
+    }
+
+    pub fn order(&self) -> io::Result<Order> {
+        self.read("order.json")
+    }
+
+    /// The record so far.
+    pub fn state(&self) -> Option<AttemptRecord> {
+        self.read("state.json").ok()
+    }
+
+    pub fn write_state(&self, record: &AttemptRecord) -> io::Result<()> {
+        self.write("state.json", record)
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.0.join("done.json").exists()
+    }
+
+    pub fn done(&self) -> io::Result<Done> {
+        self.read("done.json")
+    }
+
+    /// Concludes the attempt. Only for whoever marked it started, or found it abandoned.
+    pub fn conclude(&self, _held: &Held, done: &Done) -> io::Result<()> {
+        self.write("done.json", done)
+    }
+
+    pub fn request_cancel(&self) -> io::Result<()> {
+        File::create(self.0.join("cancel"))?;
+        File::open(&self.0)?.sync_all()
+    }
+
+    pub fn is_cancel_requested(&self) -> bool {
+        self.0.join("cancel").exists()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
+    /// What the task sees as `/`.
+    pub fn root(&self) -> PathBuf {
+        self.work().join("root")
+    }
+
+    pub fn log(&self, step: u32, pipe: Pipe) -> PathBuf {
+        self.0.join(format!("logs/{step}.{}", pipe.as_str()))
+    }
+
+    /// Removes the task's files and its order, whose variables may be secret. Only for what is done.
+    pub fn clear(&self) -> io::Result<()> {
+        let gone = |removed: io::Result<()>| match removed {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        gone(fs::remove_file(self.0.join("order.json")))?;
+        match gone(fs::remove_dir_all(self.work())) {
+            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                unlock(&self.work())?;
+                gone(fs::remove_dir_all(self.work()))
+            }
+            cleared => cleared,
+        }
+    }
+
+    /// Removes everything.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.0)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<T> {
+        Ok(serde_json::from_slice(&fs::read(self.0.join(name))?)?)
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        let draft = self.0.join(format!("{name}.draft"));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(&serde_json::to_vec(value)?)?;
+        file.sync_all()?;
+        fs::rename(&draft, self.0.join(name))?;
+        File::open(&self.0)?.sync_all()
+    }
+}
+
+/// A name that nobody else has or can guess.
+pub(super) fn draft_name() -> String {
+    let random = u64::from_le_bytes(certs::entropy::bytes());
+    format!("{DRAFT_PREFIX}{random:016x}")
+}
+
+/// Opens folders that a task closed. Every process of it is gone, so nothing moves meanwhile.
+fn unlock(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            unlock(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn parse_name(name: &str) -> Option<Key> {
+    let (job, attempt) = name.split_once('.')?;
+    Some((JobId::parse(job).ok()?, attempt.parse().ok()?))
+}

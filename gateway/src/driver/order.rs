@@ -1,0 +1,330 @@
+//! An order as the supervisor runs it: a work order parsed against the rules of this machine.
+//!
+//! Invariants: every path is absolute, without `..`, and not among the system's own; every URL names a
+//! folder or host that the factory allows; no argument or variable has a zero byte.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use federation::{JobId, PoolId};
+use serde::{Deserialize, Serialize};
+
+use super::folder::Key;
+use super::glob::has_wildcard;
+use super::place::{BadUrl, Place, redacted};
+use super::sandbox::{RunAs, Sandbox};
+use super::{Source, StageIn, StageKind, StageOut, Step, WorkOrder};
+
+/// One step has two logs; 256 x 2 x 64 MiB is already 32 GiB.
+const STEPS_MAX: usize = 256;
+/// Linux: PATH_MAX.
+const PATH_BYTES_MAX: usize = 4_096;
+/// Where a task works that does not say where.
+const WORKDIR: &str = "/work";
+/// Top folders that are the machine's, not the task's.
+const SYSTEM_TOPS: [&str; 12] =
+    ["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
+
+/// Why a task cannot be run here. Always the task's to mend.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadOrder {
+    #[error("a task has 1 to {STEPS_MAX} executors")]
+    Steps,
+    #[error("executor {step} has no command")]
+    NoCommand { step: usize },
+    #[error("executor {step} has a zero byte in its command or environment")]
+    ZeroByte { step: usize },
+    #[error("executor {step} has an environment variable without a name or with = in its name")]
+    VariableName { step: usize },
+    #[error("{path} is not an absolute path without ..")]
+    Path { path: String },
+    #[error("{path} belongs to the system")]
+    SystemPath { path: String },
+    #[error("{path} has wildcards, so it needs a path_prefix")]
+    NoPrefix { path: String },
+    #[error("{url} cannot be used: {reason}")]
+    Url { url: String, reason: BadUrl },
+    #[error("{path}: content cannot be a directory")]
+    ContentDirectory { path: String },
+}
+
+/// What the machine allows and how it runs tasks. Travels with the order, so that a supervisor needs nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rules {
+    pub sandbox: Sandbox,
+    /// Without it, tasks in bubblewrap have no network.
+    pub network: bool,
+    pub run_as: Option<RunAs>,
+    /// Real paths.
+    pub file_roots: Vec<PathBuf>,
+    /// `name` (then the scheme's own port) or `name:port`.
+    pub http_hosts: Vec<String>,
+    pub https_ca_file: Option<PathBuf>,
+}
+
+/// What runs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub job: JobId,
+    pub attempt: u32,
+    pub pool: PoolId,
+    /// Numbers of the devices that are this attempt's alone until it is done.
+    pub devices: Vec<u32>,
+    pub ram_gib: u32,
+    pub disk_gib: u32,
+    pub walltime_s: u32,
+    pub steps: Vec<OrderStep>,
+    pub inputs: Vec<Input>,
+    pub outputs: Vec<Output>,
+    pub volumes: Vec<TaskPath>,
+    pub rules: Rules,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OrderStep {
+    pub image: String,
+    pub command: Vec<String>,
+    pub workdir: TaskPath,
+    pub stdin: Option<TaskPath>,
+    pub stdout: Option<TaskPath>,
+    pub stderr: Option<TaskPath>,
+    pub env: BTreeMap<String, String>,
+    pub ignore_error: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Input {
+    pub path: TaskPath,
+    pub from: Origin,
+    pub kind: StageKind,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Origin {
+    Content(#[serde(with = "base64_text")] Vec<u8>),
+    Place(Place),
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Output {
+    pub url: String,
+    pub to: Place,
+    pub path: TaskPath,
+    /// There if and only if `path` has wildcards.
+    pub prefix: Option<TaskPath>,
+    pub kind: StageKind,
+}
+
+/// An absolute path as the task sees it, without `.`, `..` and doubled slashes, and not a system's folder.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(super) struct TaskPath(String);
+
+impl Order {
+    /// Parses what was asked for against what is allowed. Devices are assigned by whoever claims the order.
+    pub fn parse(work: WorkOrder, rules: Rules) -> Result<Order, BadOrder> {
+        if work.executors.is_empty() || work.executors.len() > STEPS_MAX {
+            return Err(BadOrder::Steps);
+        }
+        let steps = work.executors.into_iter().enumerate();
+        let inputs = work.inputs.into_iter();
+        let outputs = work.outputs.into_iter();
+        Ok(Order {
+            job: work.job,
+            attempt: work.attempt,
+            pool: work.pool,
+            devices: Vec::new(),
+            ram_gib: work.ram_gib,
+            disk_gib: work.disk_gib,
+            walltime_s: work.walltime_s,
+            steps: steps.map(OrderStep::parse).collect::<Result<_, _>>()?,
+            inputs: inputs.map(|it| Input::parse(it, &rules)).collect::<Result<_, _>>()?,
+            outputs: outputs.map(|it| Output::parse(it, &rules)).collect::<Result<_, _>>()?,
+            volumes: work.volumes.iter().map(|path| TaskPath::parse(path)).collect::<Result<_, _>>()?,
+            rules,
+        })
+    }
+
+    pub fn key(&self) -> Key {
+        (self.job, self.attempt)
+    }
+
+    /// Folders that are there before the first step.
+    pub fn folders(&self) -> BTreeSet<PathBuf> {
+        let outputs = self.outputs.iter().filter_map(|it| match (&it.prefix, it.kind) {
+            (Some(prefix), _) => Some(prefix.below()),
+            (None, StageKind::Directory) => Some(it.path.below()),
+            (None, StageKind::File) => it.path.below().parent(),
+        });
+        let workdirs = self.steps.iter().map(|step| step.workdir.below());
+        let volumes = self.volumes.iter().map(TaskPath::below);
+        let all = workdirs.chain(volumes).chain(outputs).chain([Path::new("tmp")]);
+        all.filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned).collect()
+    }
+
+    /// The top folders (`tmp`, `work`, …) that hold every path of the task: all that it can write.
+    pub fn tops(&self) -> BTreeSet<String> {
+        let streams = |step: &'_ OrderStep| [step.stdin.clone(), step.stdout.clone(), step.stderr.clone()];
+        let streams = self.steps.iter().flat_map(streams).flatten();
+        let workdirs = self.steps.iter().map(|step| step.workdir.clone());
+        let staged = self.inputs.iter().map(|it| it.path.clone());
+        let outputs = self.outputs.iter().map(|it| it.path.clone());
+        streams
+            .chain(workdirs)
+            .chain(staged)
+            .chain(outputs)
+            .chain(self.volumes.iter().cloned())
+            .map(|path| path.top().to_owned())
+            .chain(["tmp".to_owned()])
+            .collect()
+    }
+}
+
+impl OrderStep {
+    fn parse((index, step): (usize, Step)) -> Result<OrderStep, BadOrder> {
+        if step.command.first().is_none_or(String::is_empty) {
+            return Err(BadOrder::NoCommand { step: index });
+        }
+        let variables = step.env.iter().flat_map(|(name, value)| [name, value]);
+        if step.command.iter().chain(variables).any(|it| it.contains('\0')) {
+            return Err(BadOrder::ZeroByte { step: index });
+        }
+        if step.env.keys().any(|name| name.is_empty() || name.contains('=')) {
+            return Err(BadOrder::VariableName { step: index });
+        }
+        let path = |path: Option<String>| path.map(|it| TaskPath::parse(&it)).transpose();
+        Ok(OrderStep {
+            image: step.image,
+            command: step.command,
+            workdir: path(step.workdir)?.unwrap_or_else(|| TaskPath(WORKDIR.to_owned())),
+            stdin: path(step.stdin)?,
+            stdout: path(step.stdout)?,
+            stderr: path(step.stderr)?,
+            env: step.env,
+            ignore_error: step.ignore_error,
+        })
+    }
+}
+
+impl Input {
+    fn parse(it: StageIn, rules: &Rules) -> Result<Input, BadOrder> {
+        let from = match it.source {
+            Source::Content(_) if it.kind == StageKind::Directory => {
+                return Err(BadOrder::ContentDirectory { path: it.path });
+            }
+            Source::Content(bytes) => Origin::Content(bytes),
+            Source::Url(url) => match Place::parse(&url, rules)? {
+                Place::Http { .. } if it.kind == StageKind::Directory => {
+                    let (url, reason) = (redacted(&url), BadUrl::HttpDirectory);
+                    return Err(BadOrder::Url { url, reason });
+                }
+                place => Origin::Place(place),
+            },
+        };
+        Ok(Input { path: TaskPath::parse(&it.path)?, from, kind: it.kind })
+    }
+}
+
+impl Output {
+    fn parse(it: StageOut, rules: &Rules) -> Result<Output, BadOrder> {
+        let wild = has_wildcard(&it.path);
+        if wild && it.path_prefix.is_none() {
+            return Err(BadOrder::NoPrefix { path: it.path });
+        }
+        let prefix = it.path_prefix.filter(|_| wild);
+        Ok(Output {
+            to: Place::parse(&it.url, rules)?,
+            url: it.url,
+            path: TaskPath::parse(&it.path)?,
+            prefix: prefix.map(|it| TaskPath::parse(&it)).transpose()?,
+            kind: it.kind,
+        })
+    }
+}
+
+impl TaskPath {
+    pub fn parse(text: &str) -> Result<TaskPath, BadOrder> {
+        let bad = || BadOrder::Path { path: text.to_owned() };
+        if text.len() > PATH_BYTES_MAX || text.contains('\0') || !text.starts_with('/') {
+            return Err(bad());
+        }
+        let mut path = String::new();
+        for component in text.split('/').filter(|it| !matches!(*it, "" | ".")) {
+            if component == ".." {
+                return Err(bad());
+            }
+            path.push('/');
+            path.push_str(component);
+        }
+        let path = TaskPath(path);
+        if path.top().is_empty() || has_wildcard(path.top()) {
+            return Err(bad());
+        }
+        if SYSTEM_TOPS.contains(&path.top()) {
+            return Err(BadOrder::SystemPath { path: text.to_owned() });
+        }
+        Ok(path)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The same below a root: `out/a` for `/out/a`.
+    pub fn below(&self) -> &Path {
+        Path::new(self.0.trim_start_matches('/'))
+    }
+
+    fn top(&self) -> &str {
+        self.0.split('/').nth(1).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for TaskPath {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+impl TryFrom<String> for TaskPath {
+    type Error = BadOrder;
+    fn try_from(text: String) -> Result<TaskPath, BadOrder> {
+        TaskPath::parse(&text)
+    }
+}
+
+impl From<TaskPath> for String {
+    fn from(path: TaskPath) -> String {
+        path.0
+    }
+}
+
+/// Bytes in JSON: as base64, a third larger, not as a list of numbers, four times as large.
+mod base64_text {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD.decode(String::deserialize(input)?).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_the_tasks_own() {
+        for (text, expected) in [("/out//a/./b", "/out/a/b"), ("/tmp", "/tmp"), ("/a b/ü", "/a b/ü")] {
+            assert_eq!(TaskPath::parse(text).map(String::from).as_deref(), Ok(expected));
+        }
+        for text in ["", "/", "//", "a", "/a/../b", "/usr/x", "/./etc/passwd", "/proc", "/a\0", "/*/a"] {
+            assert!(TaskPath::parse(text).is_err(), "{text:?}");
+        }
+    }
+}

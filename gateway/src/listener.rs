@@ -1,0 +1,362 @@
+//! Listeners: how bytes from outside become requests. Both faces, public and peer, stand behind this.
+//!
+//! A client that is silent, slow, greedy or ambiguous costs a bounded amount of memory for a bounded
+//! time, and nobody else notices.
+//!
+//! Invariants: the accept loop waits for no client; every wait has a limit (see [`Limits`]); a handler
+//! on the peer face knows who speaks ([`PeerIdentity`]) and from TLS alone; no request carries a
+//! header in which somebody claims to know who is speaking.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::IntoResponse;
+use certs::GatewayId;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::error::{Code, Problem};
+
+mod addresses;
+mod connections;
+mod framing;
+mod head;
+mod limits;
+mod pulse;
+mod requests;
+mod watched;
+
+#[cfg(test)]
+mod tests;
+
+pub use connections::{Connections, Registered};
+pub use limits::{HEAD_BYTES_MAX, HEADERS_MAX, Limits};
+pub use requests::{BadBody, read_body};
+
+use addresses::{Addresses, Place};
+use pulse::{Pulse, Verdict};
+use requests::{AnswerBody, Places, RequestBody};
+use watched::{WatchedHeads, WatchedSocket};
+
+/// Out of descriptors or memory: others have to let go first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Streams that a client reset before they were answered (rapid reset).
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams that this side had to reset, before the connection ends.
+const OWN_RESETS_MAX: usize = 100;
+/// Bytes of one stream's answer that wait for the client.
+const SEND_BUFFER_BYTES: usize = 64 * 1_024;
+/// For a ping to come back.
+const PONG_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Which face listens.
+#[derive(Clone, Debug)]
+pub enum Face {
+    /// HTTPS, HTTP/2 or HTTP/1.1, clients known by their tokens.
+    Public,
+    /// Mutual TLS, HTTP/2 only, clients are gateways; theirs are these connections.
+    Peer(Connections),
+}
+
+/// In the extensions of every request on the peer face: the gateway at the other end of the TLS
+/// session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerIdentity(pub GatewayId);
+
+/// What all connections of a face share.
+struct Server {
+    tls: TlsAcceptor,
+    face: Face,
+    app: Router,
+    limits: Limits,
+    places: Places,
+    shutdown: CancellationToken,
+}
+
+/// One connection, after its handshake.
+struct Connection {
+    server: Arc<Server>,
+    pulse: Arc<Pulse>,
+    peer: Option<Registered>,
+    http2: bool,
+}
+
+/// Accepts and serves connections until `shutdown`, then lets requests in flight end for
+/// `limits.grace`. Resolves when every connection is closed.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    face: Face,
+    app: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(limits.connections_that_fit()));
+    let addresses = Addresses::default();
+    let server = Arc::new(Server {
+        tls: TlsAcceptor::from(tls),
+        face,
+        app,
+        places: Places::new(limits.requests, limits.body_bytes),
+        limits,
+        shutdown: shutdown.clone(),
+    });
+    let connections = TaskTracker::new();
+    let accept_all = async {
+        loop {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            let (socket, from) = accept(&listener).await;
+            let limit = server.limits.connections_per_address;
+            let Some(place) = addresses.place(from.ip(), limit) else {
+                tracing::debug!(%from, "refused: too many connections of this address");
+                continue;
+            };
+            let connection = Arc::clone(&server).connection(socket, from, place);
+            connections.spawn(async move {
+                connection.await;
+                drop(slot);
+            });
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = accept_all => {}
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// The next connection. A client that is gone again is skipped; a lack of descriptors is waited out.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(cause) if is_of_one_client(&cause) => {}
+            Err(cause) => {
+                tracing::warn!(%cause, "cannot accept connections right now");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_one_client(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+impl Server {
+    async fn connection(self: Arc<Self>, socket: TcpStream, from: SocketAddr, _place: Place) {
+        let shutdown = self.shutdown.clone();
+        let handshake = timeout(self.limits.handshake, self.handshake(socket));
+        let done = tokio::select! {
+            done = handshake => done,
+            () = shutdown.cancelled() => return,
+        };
+        match done {
+            Ok(Ok((stream, connection))) => connection.serve(stream).await,
+            Ok(Err(reason)) => tracing::debug!(%from, %reason, "handshake failed"),
+            Err(_) => tracing::debug!(%from, "handshake not done in time"),
+        }
+    }
+
+    async fn handshake(self: &Arc<Self>, socket: TcpStream) -> Result<(TlsStream<WatchedSocket>, Connection), String> {
+        let began = match &self.face {
+            Face::Public => None,
+            Face::Peer(connections) => Some((connections, connections.begin())),
+        };
+        let _slower_without = socket.set_nodelay(true);
+        let pulse = Arc::new(Pulse::new(Instant::now()));
+        let socket = WatchedSocket::new(socket, Arc::clone(&pulse));
+        let stream = self.tls.accept(socket).await.map_err(|cause| cause.to_string())?;
+        let (_, session) = stream.get_ref();
+        let http2 = session.alpn_protocol() == Some(b"h2");
+        let peer = match began {
+            None => None,
+            Some(_) if !http2 => return Err("the peer does not speak HTTP/2".into()),
+            Some((connections, began)) => {
+                let certificates = session.peer_certificates().unwrap_or_default();
+                let peer = certs::peer_of(certificates).map_err(|bad| bad.to_string())?;
+                let registered = connections.register(peer, began);
+                Some(registered.ok_or("the peer was closed during its handshake")?)
+            }
+        };
+        let server = Arc::clone(self);
+        let connection = Connection { server, pulse, peer, http2 };
+        Ok((stream, connection))
+    }
+}
+
+impl Connection {
+    /// The protocol is what ALPN agreed on; nothing is guessed from the first bytes.
+    async fn serve(self, stream: TlsStream<WatchedSocket>) {
+        let this = Arc::new(self);
+        let answering = Arc::clone(&this);
+        let service = service_fn(move |request| {
+            let connection = Arc::clone(&answering);
+            async move { Ok::<_, Infallible>(connection.answer(request).await) }
+        });
+        if this.http2 {
+            let io = TokioIo::new(stream);
+            let connection = http2_builder(&this.server.limits).serve_connection(io, service);
+            this.drive(pin!(connection)).await;
+        } else {
+            let io = TokioIo::new(WatchedHeads::new(stream, Arc::clone(&this.pulse)));
+            let connection = http1_builder(&this.server.limits).serve_connection(io, service);
+            this.drive(pin!(connection)).await;
+        }
+    }
+
+    /// Runs the protocol until it ends, or until one of the connection's clocks runs out.
+    async fn drive<C>(&self, mut connection: Pin<&mut C>)
+    where
+        C: GracefulConnection,
+        C::Error: std::fmt::Display,
+    {
+        let limits = &self.server.limits;
+        let mut look = interval(limits.look_every());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ending_since = None;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(cause) = ended {
+                        tracing::debug!(%cause, "connection ended");
+                    }
+                    return;
+                }
+                () = self.evicted() => return self.cut("the gateway was evicted"),
+                () = self.server.shutdown.cancelled(), if ending_since.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    ending_since = Some(Instant::now());
+                }
+                now = look.tick() => match self.pulse.verdict(now, limits, self.http2) {
+                    Verdict::Dead(reason) => return self.cut(reason),
+                    Verdict::Idle if ending_since.is_none() => {
+                        connection.as_mut().graceful_shutdown();
+                        ending_since = Some(now);
+                    }
+                    Verdict::Idle | Verdict::Alive => {
+                        let over = |since| now.duration_since(since) >= limits.grace;
+                        if ending_since.is_some_and(over) {
+                            return self.cut("the grace time is over");
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Notes that what the socket still holds is thrown away with the connection.
+    fn cut(&self, reason: &'static str) {
+        tracing::debug!(reason, "connection cut");
+        self.pulse.cut();
+    }
+
+    async fn evicted(&self) {
+        match &self.peer {
+            Some(registered) => registered.closed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let (mut head, body) = request.into_parts();
+        let is_http1 = head.version < Version::HTTP_2;
+        // Who frames a body in chunks may have a proxy in front that read it otherwise: what
+        // follows on this connection is nobody's request. Source: RFC 9112, 6.1.
+        let is_last = is_http1 && head.headers.contains_key(TRANSFER_ENCODING);
+        let refused = if self.pulse.is_ambiguous() {
+            let detail = "send Content-Length or Transfer-Encoding, not both";
+            Err(Problem::new(Code::BadHead, detail))
+        } else {
+            head::check(&head)
+        };
+        let place = self.server.places.take(&self.pulse).ok_or_else(|| self.overloaded());
+        let place = match refused.and(place) {
+            Ok(place) => place,
+            Err(problem) => return ended(problem.into_response(), is_http1),
+        };
+        head::drop_identity(&mut head.headers);
+        if let Some(registered) = &self.peer {
+            head.extensions.insert(PeerIdentity(registered.peer().clone()));
+        }
+        let body = RequestBody::new(body, self.server.limits.body, Arc::clone(&place));
+        let request = Request::from_parts(head, Body::new(body));
+        let response = match self.server.app.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let response = response.map(|body| Body::new(AnswerBody::new(body, place)));
+        ended(response, is_last)
+    }
+
+    /// A TES client repeats whatever got a 5xx, so researchers are told 429.
+    fn overloaded(&self) -> Problem {
+        let code = match self.server.face {
+            Face::Public => Code::Overloaded,
+            Face::Peer(_) => Code::PeerOverloaded,
+        };
+        Problem::new(code, "this gateway is answering as many requests as it can; try again")
+    }
+}
+
+/// The answer, with which an HTTP/1 connection ends if it is its last.
+fn ended(mut response: Response<Body>, is_last: bool) -> Response<Body> {
+    if is_last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn http1_builder(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(SEND_BUFFER_BYTES);
+    builder
+}
+
+fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
+    // 16 KiB is what the protocol starts with; a request's headers are checked again one by one.
+    let head_bytes = u32::try_from(HEAD_BYTES_MAX).expect("invariant: 16 KiB fit");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.ping_every)
+        .keep_alive_timeout(PONG_TIMEOUT)
+        .max_concurrent_streams(limits.streams)
+        .initial_stream_window_size(limits.stream_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes)
+        .max_header_list_size(head_bytes)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(OWN_RESETS_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES);
+    builder
+}
