@@ -212,7 +212,7 @@ fn read_header(part: &str) -> Result<(Algorithm, String), BadToken> {
     if let Some(other) = header.names().find(|name| !["alg", "typ", "kid"].contains(name)) {
         return Err(BadToken::Header(other.chars().take(40).collect()));
     }
-    let is_type = |text: &str| text.trim_start_matches("application/").eq_ignore_ascii_case(TYPE);
+    let is_type = |text: &str| text.strip_prefix("application/").unwrap_or(text).eq_ignore_ascii_case(TYPE);
     if !header.text("typ").is_ok_and(is_type) {
         return Err(BadToken::Type);
     }

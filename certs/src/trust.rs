@@ -163,7 +163,7 @@ impl TrustStore {
     }
 
     /// Whether the state still names this gateway; one that it dropped is evicted.
-    pub(crate) fn names(&self, gateway: &GatewayId) -> bool {
+    pub fn names(&self, gateway: &GatewayId) -> bool {
         self.keys.iter().any(|((state, _), (name, _))| *state == gateway.state && *name == gateway.name)
     }
 }

@@ -143,6 +143,19 @@ impl Genesis {
 }
 
 impl GenesisDraft {
+    pub fn federation(&self) -> &FederationId {
+        &self.federation
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Every gateway of every founding state.
+    pub fn gateways(&self) -> impl Iterator<Item = &GatewayRecord> {
+        self.members.iter().flat_map(|member| &member.gateways)
+    }
+
     /// Adds a founding state's signature by its root key.
     pub fn sign(mut self, state: MemberState, root: &SigningKey) -> Result<GenesisDraft, BadGenesis> {
         let mut roots = self.members.iter().filter_map(|member| member.bundle.verify_first().ok());

@@ -18,6 +18,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::error::{Code, Problem};
+
 /// Changes that may wait for the writer: far above what the proposer lets through.
 const WAITING_MAX: usize = 8_192;
 /// Changes in one transaction.
@@ -112,6 +114,13 @@ pub enum StoreFailed {
     /// More changes wait than the disk takes.
     #[error("the disk does not keep up with submissions; try again in a second")]
     Busy,
+}
+
+impl From<StoreFailed> for Problem {
+    fn from(failed: StoreFailed) -> Problem {
+        let code = if matches!(failed, StoreFailed::Busy) { Code::StoreBusy } else { Code::StoreFailed };
+        Problem::new(code, failed.to_string())
+    }
 }
 
 struct Waiting {

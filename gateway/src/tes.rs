@@ -18,6 +18,7 @@ mod path;
 pub mod requirements;
 mod resources;
 pub mod task;
+mod work;
 
 // From a task to what a client asked for.
 pub mod filter;

@@ -1,0 +1,371 @@
+//! Tasks: the endpoints of TES 1.1, and why and logs of a task, at the caller's home.
+//!
+//! Invariants: a caller sees his own tasks and nobody else's, and a task of somebody else is answered like one that does
+//! not exist; what has an effect goes on when the client hangs up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::{Extension, Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use certs::{Caller, Digest, Role};
+use federation::{Job, JobId, JobState};
+use http::HeaderMap;
+use http::header::{CONTENT_TYPE, HeaderName};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Api;
+use crate::archive::Archived;
+use crate::driver::{AttemptRecord, LogStream, Pipe};
+use crate::entry::IDEMPOTENCY_KEY;
+use crate::error::{Code, Problem};
+use crate::explain;
+use crate::home::Arrival;
+use crate::orders::{LogRequest, NoOrder};
+use crate::peer::server::LOG_BYTES_MAX;
+use crate::stages::Stage;
+use crate::store::TaskRecord;
+use crate::tes::model::{
+    CancelTaskResponse, CreateTaskResponse, ListTasksResponse, Organization, ServiceInfo, ServiceType,
+    State as TesState, Task,
+};
+use crate::tes::view::{Known, show, state_of};
+use crate::tes::{self, BACKEND_PARAMETERS, ListQuery, PageToken, Submission, View};
+
+/// Longest Idempotency-Key in bytes; a UUID has 36.
+const KEY_BYTES_MAX: usize = 128;
+/// Tasks read at once while a list is filtered.
+const READ_AT_ONCE: usize = 256;
+/// Tasks looked at for one page; a rarer filter gets a short page and a token.
+const LOOKED_AT_MAX: usize = 8_192;
+/// A host that does not answer must not hold up a look at a task.
+const HOST_TIMEOUT: Duration = Duration::from_secs(3);
+const NEXT_OFFSET: HeaderName = HeaderName::from_static("entente-next-offset");
+const END: HeaderName = HeaderName::from_static("entente-end");
+
+/// The endpoints of TES under one prefix.
+pub fn own_routes(prefix: &'static str) -> Router<Api> {
+    let create = move |state, caller, headers, body| create(prefix, state, caller, headers, body);
+    Router::new()
+        .route(&format!("{prefix}/tasks"), get(list).post(create))
+        .route(&format!("{prefix}/tasks/{{id}}"), get(read).post(cancel))
+}
+
+async fn create(
+    prefix: &'static str,
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<CreateTaskResponse>, Problem> {
+    if !caller.is(Role::Researcher) {
+        return Err(Problem::new(
+            Code::RoleMissing,
+            "only researchers submit tasks; your token gives you another role",
+        ));
+    }
+    let begun = Instant::now();
+    let submission = Submission::parse(&body)?;
+    let requirements = submission.requirements()?;
+    let arrival = Arrival { key: idempotency_key(&headers)?, body: Digest::of(&body), face: prefix.to_owned() };
+    api.stages.add(Stage::Parse, begun);
+    let work = async move {
+        let accepted = api.home.submit(&caller, &submission, &requirements, &arrival).await?;
+        api.archive.expect(accepted.job);
+        Ok(Json(CreateTaskResponse { id: accepted.job.to_string() }))
+    };
+    tracked(work).await
+}
+
+async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<ListTasksResponse>, Problem> {
+    let query = ListQuery::parse(query.as_deref())?;
+    let owner = api.home.pseudonym(&caller);
+    let mut before = query.page_token.map(|token| token.0);
+    let mut page = Vec::new();
+    let mut looked_at = 0;
+    loop {
+        let records = api.store.tasks_of(&owner, before.as_ref(), READ_AT_ONCE)?;
+        let last = records.len() < READ_AT_ONCE;
+        for record in records {
+            if page.len() == query.page_size {
+                return Ok(Json(ListTasksResponse { tasks: page, next_page_token: before.map(token) }));
+            }
+            before = Some(record.job);
+            looked_at += 1;
+            page.extend(listed(&api, &record, &query)?);
+        }
+        if last || looked_at >= LOOKED_AT_MAX {
+            let next_page_token = if last { None } else { before.map(token) };
+            return Ok(Json(ListTasksResponse { tasks: page, next_page_token }));
+        }
+    }
+}
+
+fn token(job: JobId) -> String {
+    PageToken(job).to_text()
+}
+
+/// The task as a list shows it, if the list asks for it. A list asks no other gateway.
+fn listed(api: &Api, record: &TaskRecord, query: &ListQuery) -> Result<Option<Task>, Problem> {
+    let submission = submission_of(record)?;
+    let seen = Seen::of(api, record)?;
+    if !query.matches(submission.task(), seen.state()) {
+        return Ok(None);
+    }
+    let attempt = match &seen.job {
+        Some(job) if seen.attempt.is_none() && query.view != View::Minimal => api.orders.record_here(job),
+        _ => None,
+    };
+    Ok(Some(seen.with(attempt).show(record, &submission, query.view)))
+}
+
+async fn read(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Task>, Problem> {
+    let view = View::from_query(query.as_deref())?;
+    let record = own_task(&api, &caller, &id)?;
+    let submission = submission_of(&record)?;
+    let mut seen = Seen::of(&api, &record)?;
+    if view != View::Minimal
+        && seen.attempt.is_none()
+        && let Some(job) = seen.job.clone()
+    {
+        match tokio::time::timeout(HOST_TIMEOUT, api.orders.record(&job)).await {
+            Ok(Ok(attempt)) => seen = seen.with(attempt),
+            Ok(Err(why)) => seen.notes.push(format!("the host's record is not here yet: {why}")),
+            Err(_) => seen.notes.push("the host's record is not here yet: it did not answer in time".into()),
+        }
+    }
+    Ok(Json(seen.show(&record, &submission, view)))
+}
+
+async fn cancel(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+) -> Result<Json<CancelTaskResponse>, Problem> {
+    let Some(id) = id.strip_suffix(":cancel") else {
+        return Err(Problem::new(Code::NoSuchPath, "a task takes POST only as /tasks/{id}:cancel"));
+    };
+    let job = own_task(&api, &caller, id)?.job;
+    let work = async move { api.home.cancel(job).await.map(|()| Json(CancelTaskResponse {})) };
+    tracked(work).await
+}
+
+/// Why a task is where it is: every pool with what each state said when it was placed, and the capacity now.
+pub async fn why(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let record = own_task(&api, &caller, &id)?;
+    let seen = Seen::of(&api, &record)?;
+    let stored = api.store.explanation(&record.explanation)?.unwrap_or_else(|| b"[]".to_vec());
+    let pools: Vec<explain::PoolAnswers> = serde_json::from_slice(&stored)
+        .map_err(|_| Problem::new(Code::StoreFailed, "the verdicts of this task cannot be read any more"))?;
+    let requirements = submission_of(&record)?.requirements()?;
+    let shown = api.consensus.read(|registry| explain::pools(registry, &pools, Some(&requirements.shape)));
+    let attempts: Vec<Value> = seen.job.iter().flat_map(|job| &job.attempts).map(explain::attempt).collect();
+    Ok(Json(json!({
+        "task": record.job,
+        "state": seen.state(),
+        "summary": seen.summary(),
+        "attempts": attempts,
+        "pools": shown,
+    })))
+}
+
+/// Where a task could run, without submitting it.
+pub async fn explain(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let requirements = Submission::parse(&body)?.requirements()?;
+    let verdicts = api.home.explain(&caller, &requirements);
+    let answer = api.consensus.read(|registry| {
+        let permits = verdicts.permits();
+        let placed = federation::place(registry, &requirements.shape, &permits, &requirements.zones);
+        let placed = placed.as_ref().map_err(ToString::to_string);
+        json!({
+            "summary": explain::summary(permits.len(), placed.map(|it| &it.candidates[0])),
+            "pools": explain::pools(registry, &explain::answers(&verdicts), Some(&requirements.shape)),
+            "revision": registry.revision().0,
+        })
+    });
+    Ok(Json(answer))
+}
+
+/// Which part of which stream.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogQuery {
+    #[serde(default)]
+    executor: u32,
+    #[serde(default = "stdout")]
+    pipe: Pipe,
+    #[serde(default)]
+    offset: u64,
+}
+
+fn stdout() -> Pipe {
+    Pipe::Stdout
+}
+
+/// A piece of a task's output, as bytes. Where the next piece begins, and whether there will be one, is in the headers.
+pub async fn logs(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(id): Path<String>,
+    axum::extract::Query(query): axum::extract::Query<LogQuery>,
+) -> Result<Response, Problem> {
+    let record = own_task(&api, &caller, &id)?;
+    let Some(job) = Seen::of(&api, &record)?.job else {
+        return Err(Problem::new(Code::NotFound, "the registry holds no such task yet; ask again"));
+    };
+    let stream = LogStream { executor: query.executor, pipe: query.pipe };
+    let wanted = LogRequest { stream, offset: query.offset, max: LOG_BYTES_MAX };
+    let chunk = api.orders.logs(&job, &wanted).await.map_err(no_logs)?;
+    let headers = [
+        (CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (NEXT_OFFSET, chunk.next_offset.to_string()),
+        (END, chunk.end.to_string()),
+    ];
+    Ok((headers, chunk.bytes).into_response())
+}
+
+/// What this service is; needs no token.
+pub async fn service_info(State(api): State<Api>) -> Json<ServiceInfo> {
+    let me = &api.entry.me;
+    let (federation, url) = api.consensus.read(|registry| {
+        let url = registry.gateway(me).map(|record| record.api_url.clone());
+        (registry.federation().clone(), url.unwrap_or_default())
+    });
+    // Reverse domain order, as the specification asks.
+    let labels: Vec<&str> = federation.as_str().split('.').rev().collect();
+    Json(ServiceInfo {
+        id: format!("{}.{}.{}", labels.join("."), me.state.lower(), me.name),
+        name: format!("Entente gateway {me}"),
+        service_type: ServiceType::tes(),
+        description: Some("Runs tasks at factories of member states, where every concerned state allows it".into()),
+        organization: Organization { name: me.state.to_string(), url },
+        contact_url: None,
+        documentation_url: None,
+        created_at: None,
+        updated_at: None,
+        environment: None,
+        version: env!("CARGO_PKG_VERSION").into(),
+        storage: vec!["file://".into(), "http://".into(), "https://".into()],
+        backend_parameters: BACKEND_PARAMETERS.iter().map(|name| (*name).to_owned()).collect(),
+    })
+}
+
+/// What is known of a task now: its job, from the registry or the archive, and what its host said.
+struct Seen {
+    job: Option<Job>,
+    attempt: Option<AttemptRecord>,
+    notes: Vec<String>,
+}
+
+impl Seen {
+    fn of(api: &Api, record: &TaskRecord) -> Result<Seen, Problem> {
+        if let Some(bytes) = api.store.archived(&record.job)? {
+            let archived: Archived = serde_json::from_slice(&bytes)
+                .map_err(|_| Problem::new(Code::StoreFailed, "the record of this task cannot be read any more"))?;
+            return Ok(Seen { job: Some(archived.job), attempt: archived.record, notes: vec![] });
+        }
+        let job = api.consensus.read(|registry| registry.job_arc(&record.job));
+        Ok(Seen { job: job.map(Arc::unwrap_or_clone), attempt: None, notes: vec![] })
+    }
+
+    fn with(mut self, attempt: Option<AttemptRecord>) -> Seen {
+        self.attempt = attempt.or(self.attempt);
+        self
+    }
+
+    /// A task whose commit was never heard of is on its way, or will be submitted again by its client.
+    fn state(&self) -> TesState {
+        self.job.as_ref().map_or(TesState::Unknown, state_of)
+    }
+
+    fn show(self, record: &TaskRecord, submission: &Submission, view: View) -> Task {
+        let state = self.state();
+        let notes = [record.warnings.clone(), self.notes].concat();
+        let logs = match &self.job {
+            Some(job) if view != View::Minimal => tes::logs(job, self.attempt, &notes),
+            _ => vec![],
+        };
+        show(submission, Known { id: record.job.to_string(), state, created_at: record.created_at, logs }, view)
+    }
+
+    fn summary(&self) -> String {
+        let Some(job) = &self.job else {
+            return "the registry has not shown this task yet".into();
+        };
+        let at = job.attempt().map(|attempt| attempt.pool.to_string()).unwrap_or_default();
+        match job.state {
+            JobState::Queued => format!("waits for room in one of {} permitted pools", job.candidates.len()),
+            JobState::Granted | JobState::Starting => format!("has its GPUs in {at} and is being started"),
+            JobState::Running => format!("runs in {at}"),
+            JobState::Complete => format!("ran in {at} and is complete"),
+            JobState::Canceled => "was canceled".into(),
+            JobState::Failed => match &job.end {
+                Some(end) => format!("failed: {}", explain::end(end)),
+                None => "failed".into(),
+            },
+        }
+    }
+}
+
+fn own_task(api: &Api, caller: &Caller, id: &str) -> Result<TaskRecord, Problem> {
+    let none = || Problem::new(Code::NotFound, "you have no task of this id; `GET /tasks` lists yours");
+    let job = JobId::parse(id).map_err(|_| none())?;
+    let record = api.store.task(&job)?.ok_or_else(none)?;
+    if record.owner == api.home.pseudonym(caller) { Ok(record) } else { Err(none()) }
+}
+
+fn submission_of(record: &TaskRecord) -> Result<Submission, Problem> {
+    Submission::from_payload(&record.payload)
+        .map_err(|_| Problem::new(Code::StoreFailed, "the document of this task cannot be read any more"))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let bad =
+        || Problem::new(Code::BadRequest, "send one Idempotency-Key of at most 128 visible ASCII characters, or none");
+    let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(key) = keys.next() else {
+        return Ok(None);
+    };
+    let text = key.to_str().map_err(|_| bad())?;
+    let sound = !text.is_empty() && text.len() <= KEY_BYTES_MAX && text.bytes().all(|it| it.is_ascii_graphic());
+    if sound && keys.next().is_none() { Ok(Some(text.to_owned())) } else { Err(bad()) }
+}
+
+fn no_logs(why: NoOrder) -> Problem {
+    match why {
+        NoOrder::NotYours { .. } => Problem::new(Code::NotFound, "the host holds no output of this task"),
+        NoOrder::Here(reason) if reason.contains("not known here") => {
+            Problem::new(Code::NotFound, "the host holds no output of this task")
+        }
+        other => Problem::new(Code::HostUnreachable, other.to_string()),
+    }
+}
+
+/// Does work that must not end with its client's patience, and waits for it.
+async fn tracked<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|_| Err(Problem::new(Code::Internal, "this gateway failed at it; its log says more")))
+}

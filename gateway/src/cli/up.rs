@@ -1,0 +1,130 @@
+//! `entente up`: a federation of three states on this machine, until it is told to stop.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::laptop::Laptop;
+
+/// Where the federation of `up` and `demo` lives.
+#[derive(Args, Clone, Debug)]
+pub struct Place {
+    /// A folder for keys, data and logs; by default a temporary one that is removed at the end
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// The folder in use; a temporary one is removed when this is dropped.
+pub struct Folder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Folder {
+    /// The named folder, or a fresh temporary one.
+    pub fn choose(place: &Place) -> Folder {
+        match &place.data_dir {
+            Some(path) => Folder { path: path.clone(), temporary: false },
+            None => {
+                let name: [u8; 6] = certs::entropy::bytes();
+                let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+                Folder { path: std::env::temp_dir().join(format!("entente-{name}")), temporary: true }
+            }
+        }
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.temporary
+            && let Err(cause) = std::fs::remove_dir_all(&self.path)
+            && cause.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("entente: cannot remove {}: {cause}", self.path.display());
+        }
+    }
+}
+
+/// Resolves at SIGINT or SIGTERM.
+pub async fn stop_asked() -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// A line of progress, on standard error so that standard output stays for results.
+pub fn progress(line: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("\u{1b}[2m  … {line}\u{1b}[0m");
+    } else {
+        eprintln!("  ... {line}");
+    }
+}
+
+/// Starts the federation, says how to use it, and waits for the end.
+pub async fn up(place: &Place, json: bool) -> anyhow::Result<()> {
+    let folder = Folder::choose(place);
+    let mut laptop = Laptop::found(folder.path(), &progress)?;
+    let result = run(&mut laptop, json).await;
+    progress("stopping the gateways");
+    laptop.stop().await;
+    result
+}
+
+async fn run(laptop: &mut Laptop, json: bool) -> anyhow::Result<()> {
+    // A stop that is asked for while the gateways start must not leave them behind.
+    tokio::select! {
+        started = laptop.start(&progress) => started?,
+        asked = stop_asked() => return asked,
+    }
+    if json {
+        println!("{}", laptop.describe());
+    } else {
+        print!("{}", welcome(laptop));
+    }
+    tokio::select! {
+        asked = stop_asked() => asked,
+        reason = laptop.lost() => anyhow::bail!(reason),
+    }
+}
+
+fn welcome(laptop: &Laptop) -> String {
+    let mut text = String::from("\nA federation of three states is running.\n\n");
+    for member in &laptop.members {
+        text.push_str(&format!("  {}  {}\n", member.state, member.url));
+    }
+    text.push_str("\nTokens, valid for six hours:\n\n");
+    for (role, path) in &laptop.tokens {
+        text.push_str(&format!("  {role:<14} {}\n", path.display()));
+    }
+    let member = laptop.member("FI");
+    text.push_str(&format!(
+        "\nAs a Finnish researcher, in another terminal:\n\n\
+         \x20 export ENTENTE_URL={} ENTENTE_CA={} ENTENTE_TOKEN_FILE={}\n\
+         \x20 {program} capacity\n\
+         \x20 {program} submit --gpus 8 --model H100 --wait -- echo hello from the federation\n\
+         \x20 {program} tasks\n\
+         \x20 {program} why <task>\n\nCtrl-C stops everything.\n",
+        member.url,
+        member.ca_file.display(),
+        laptop.tokens["researcher.FI"].display(),
+        program = program(),
+    ));
+    text
+}
+
+/// How the user called us, for commands to copy.
+fn program() -> String {
+    std::env::current_exe().map_or_else(|_| "entente".into(), |path| path.display().to_string())
+}
