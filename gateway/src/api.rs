@@ -6,16 +6,20 @@
 
 use std::sync::Arc;
 
-use axum::extract::DefaultBodyLimit;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Router, response::IntoResponse};
 use federation::raft::Consensus;
+use http::request::Parts;
+use serde::de::DeserializeOwned;
 
 use crate::archive::Archive;
 use crate::entry::{self, Entry};
 use crate::error::{Code, Problem};
 use crate::home::Home;
+use crate::listener::read_body;
 use crate::orders::Orders;
 use crate::stages::Stages;
 use crate::store::Store;
@@ -74,6 +78,29 @@ pub fn routes(api: Api) -> Router {
         .method_not_allowed_fallback(not_this_way)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
+}
+
+/// A request's body, whole and within its limit.
+pub struct Document(pub Bytes);
+
+impl<S: Sync> FromRequest<S> for Document {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Document, Problem> {
+        read_body(request.into_body(), BODY_BYTES_MAX).await.map(Document)
+    }
+}
+
+/// A request's query, understood to its last parameter.
+pub struct Asked<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Asked<T>, Problem> {
+        let query = Query::try_from_uri(&parts.uri);
+        query.map(|Query(asked)| Asked(asked)).map_err(|bad| Problem::new(Code::BadQuery, bad.body_text()))
+    }
 }
 
 async fn nothing_here() -> impl IntoResponse {

@@ -5,14 +5,14 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use certs::MemberState;
 use federation::{OfferState, Registry, Revision, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Api;
+use super::{Api, Asked};
 use crate::error::{Code, Problem};
 use crate::home::now;
 
@@ -53,7 +53,7 @@ impl Freshness {
 }
 
 /// Every pool with its figures and their age.
-pub async fn capacity(State(api): State<Api>, Query(freshness): Query<Freshness>) -> Result<Response, Problem> {
+pub async fn capacity(State(api): State<Api>, Asked(freshness): Asked<Freshness>) -> Result<Response, Problem> {
     freshness.wait(&api).await?;
     let now = now();
     Ok(answer(&api, |registry| {
@@ -88,7 +88,7 @@ fn pool(registry: &Registry, state: &OfferState, now: Timestamp) -> Value {
 }
 
 /// Every member state with its gateways.
-pub async fn members(State(api): State<Api>, Query(freshness): Query<Freshness>) -> Result<Response, Problem> {
+pub async fn members(State(api): State<Api>, Asked(freshness): Asked<Freshness>) -> Result<Response, Problem> {
     freshness.wait(&api).await?;
     Ok(answer(&api, |registry| {
         let members: Vec<Value> = registry
@@ -104,7 +104,7 @@ pub async fn members(State(api): State<Api>, Query(freshness): Query<Freshness>)
 }
 
 /// Every state's pack, without its text.
-pub async fn policies(State(api): State<Api>, Query(freshness): Query<Freshness>) -> Result<Response, Problem> {
+pub async fn policies(State(api): State<Api>, Asked(freshness): Asked<Freshness>) -> Result<Response, Problem> {
     freshness.wait(&api).await?;
     Ok(answer(&api, |registry| {
         let packs: Vec<Value> = registry

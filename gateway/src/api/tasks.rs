@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use axum::extract::{Extension, Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -18,7 +17,7 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Api;
+use super::{Api, Asked, Document};
 use crate::archive::Archived;
 use crate::driver::{AttemptRecord, LogStream, Pipe};
 use crate::entry::IDEMPOTENCY_KEY;
@@ -60,7 +59,7 @@ async fn create(
     State(api): State<Api>,
     Extension(caller): Extension<Arc<Caller>>,
     headers: HeaderMap,
-    body: Bytes,
+    Document(body): Document,
 ) -> Result<Json<CreateTaskResponse>, Problem> {
     if !caller.is(Role::Researcher) {
         return Err(Problem::new(
@@ -190,7 +189,7 @@ pub async fn why(
 pub async fn explain(
     State(api): State<Api>,
     Extension(caller): Extension<Arc<Caller>>,
-    body: Bytes,
+    Document(body): Document,
 ) -> Result<Json<Value>, Problem> {
     let requirements = Submission::parse(&body)?.requirements()?;
     let verdicts = api.home.explain(&caller, &requirements);
@@ -228,7 +227,7 @@ pub async fn logs(
     State(api): State<Api>,
     Extension(caller): Extension<Arc<Caller>>,
     Path(id): Path<String>,
-    axum::extract::Query(query): axum::extract::Query<LogQuery>,
+    Asked(query): Asked<LogQuery>,
 ) -> Result<Response, Problem> {
     let record = own_task(&api, &caller, &id)?;
     let Some(job) = Seen::of(&api, &record)?.job else {
