@@ -36,6 +36,9 @@ pub struct Config {
     /// The state's policy pack; published at start when it differs from the registry's.
     #[serde(default)]
     pub policy: Option<PolicyFile>,
+    /// The state's newest signed trust bundle; published when it continues the one in the registry.
+    #[serde(default)]
+    pub bundle: Option<PathBuf>,
     /// Timers of the consensus: `local` (one building) or `wan` (Europe).
     #[serde(default)]
     pub timers: TimersProfile,
@@ -285,7 +288,7 @@ impl Config {
         ];
         let optional = self.policy.iter_mut().map(|policy| &mut policy.cedar);
         let local = self.local.file_roots.iter_mut().chain(&mut self.local.https_ca_file);
-        for path in named.into_iter().chain(optional).chain(local) {
+        for path in named.into_iter().chain(optional).chain(local).chain(&mut self.bundle) {
             *path = base.join(&*path);
         }
     }

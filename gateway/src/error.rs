@@ -115,7 +115,7 @@ codes! {
     Rejected = "rejected" CONFLICT Federation None, "The registry rejected the change";
     PolicyMoving = "policy-moving" CONFLICT Federation Some(1), "A state's policy changed meanwhile";
     NoLeader = "no-leader" SERVICE_UNAVAILABLE Federation Some(2), "The federation cannot commit right now";
-    OutcomeUnknown = "outcome-unknown" GATEWAY_TIMEOUT Federation Some(2), "It is not known whether the change was made";
+    OutcomeUnknown = "outcome-unknown" SERVICE_UNAVAILABLE Federation Some(2), "It is not known whether the change was made";
     EnvelopeRefused = "envelope-refused" INTERNAL_SERVER_ERROR ThisGateway None, "The registry refused this gateway's signature";
 
     // Gateways.

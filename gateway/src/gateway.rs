@@ -112,7 +112,7 @@ impl Gateway {
         let entry = Arc::new(Entry {
             me: config.gateway.clone(),
             consensus: consensus.clone(),
-            peers,
+            peers: Arc::clone(&peers),
             tokens: Tokens::new(identity.trust.clone()),
             stages: Arc::clone(&stages),
         });
@@ -154,7 +154,7 @@ impl Gateway {
         tasks.spawn(host.run(tasks.clone(), stop.clone()));
         tasks.spawn(archive.run(stop.clone()));
         tasks.spawn(publish::run(config.clone(), consensus.clone(), proposer, stop.clone()));
-        tasks.spawn(reload(config, identity, connections, consensus.clone(), stop.clone()));
+        tasks.spawn(reload(config, identity, (connections, peers), consensus.clone(), stop.clone()));
         Ok(Gateway { consensus, store, stop, tasks, grace })
     }
 
@@ -237,45 +237,54 @@ async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}; is another gateway or program using this port?"))
 }
 
-/// Renewed certificate files and new trust bundles take effect without a restart.
+/// New trust takes effect with the revision that brings it, renewed certificate files without a restart.
 async fn reload(
     config: Config,
     identity: Identity,
-    connections: Connections,
+    live: (Connections, Arc<Peers>),
     consensus: Consensus,
     stop: CancellationToken,
 ) {
     let mut revisions = consensus.changes();
+    let mut files_at = tokio::time::interval(RELOAD_EVERY);
     loop {
+        revisions.borrow_and_update();
+        let trust = consensus.read(|registry| Arc::clone(registry.trust()));
+        if !Arc::ptr_eq(&trust, &identity.trust.load()) {
+            identity.trust.store(Arc::clone(&trust));
+            evict(&identity, &live);
+        }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(RELOAD_EVERY) => {}
+            _ = revisions.changed() => {}
+            _ = files_at.tick() => renew(&config, &identity),
         }
-        let keys = &config.keys;
-        for (leaf, cert, key) in [
-            (&identity.peer_leaf, &keys.peer_cert, &keys.peer_key),
-            (&identity.public_leaf, &keys.public_cert, &keys.public_key),
-        ] {
-            match read_leaf(cert, key) {
-                Ok(read) if *leaf.load() != read => {
-                    tracing::info!(file = %cert.display(), "certificate renewed");
-                    leaf.store(Arc::new(read));
-                }
-                Ok(_) => {}
-                Err(cause) => tracing::warn!(%cause, "the certificate stays as it was"),
+    }
+}
+
+/// Who is no longer named loses the connections that he still has.
+fn evict(identity: &Identity, (connections, peers): &(Connections, Arc<Peers>)) {
+    let trust = identity.trust.load();
+    for gateway in identity.genesis.gateways().filter(|it| !trust.names(&it.id)) {
+        let closed = connections.close(&gateway.id);
+        peers.hang_up(&gateway.id);
+        tracing::warn!(gateway = %gateway.id, closed, "gateway evicted");
+    }
+}
+
+fn renew(config: &Config, identity: &Identity) {
+    let keys = &config.keys;
+    for (leaf, cert, key) in [
+        (&identity.peer_leaf, &keys.peer_cert, &keys.peer_key),
+        (&identity.public_leaf, &keys.public_cert, &keys.public_key),
+    ] {
+        match read_leaf(cert, key) {
+            Ok(read) if *leaf.load() != read => {
+                tracing::info!(file = %cert.display(), "certificate renewed");
+                leaf.store(Arc::new(read));
             }
-        }
-        if revisions.has_changed().unwrap_or(false) {
-            revisions.borrow_and_update();
-            let trust = consensus.read(|registry| Arc::clone(registry.trust()));
-            if !Arc::ptr_eq(&trust, &identity.trust.load()) {
-                identity.trust.store(Arc::clone(&trust));
-                // Who is no longer named loses the connections that he still has.
-                for gateway in identity.genesis.gateways().filter(|it| !trust.names(&it.id)) {
-                    let closed = connections.close(&gateway.id);
-                    tracing::warn!(gateway = %gateway.id, closed, "gateway evicted");
-                }
-            }
+            Ok(_) => {}
+            Err(cause) => tracing::warn!(%cause, "the certificate stays as it was"),
         }
     }
 }

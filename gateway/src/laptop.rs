@@ -160,21 +160,27 @@ impl Laptop {
         }
     }
 
-    /// Resolves when a gateway ends by itself, with the reason.
+    /// Resolves when a gateway ends by itself, with the reason and how to start it again.
     pub async fn lost(&mut self) -> String {
-        let folder = self.folder.clone();
+        let program = self.program.display().to_string();
         let waits = self.members.iter_mut().filter_map(|member| {
-            let state = member.state;
             let process = member.process.as_mut()?;
-            Some(Box::pin(async move {
-                match process.wait().await {
-                    Ok(status) => format!("the gateway of {state} ended: {status}"),
-                    Err(cause) => format!("the gateway of {state} is lost: {cause}"),
-                }
-            }))
+            Some(Box::pin(async { (process.wait().await, member.state, member.folder.clone()) }))
         });
-        let (reason, ..) = futures_util::future::select_all(waits).await;
-        format!("{reason}; see the logs in {}", folder.display())
+        let waits: Vec<_> = waits.collect();
+        if waits.is_empty() {
+            return std::future::pending().await;
+        }
+        let ((ended, state, folder), ..) = futures_util::future::select_all(waits).await;
+        if let Some(member) = self.members.iter_mut().find(|member| member.state == state) {
+            member.process = None;
+        }
+        let how = ended.map_or_else(|cause| cause.to_string(), |status| status.to_string());
+        let folder = folder.display();
+        format!(
+            "the gateway of {state} ended ({how}); its log is {folder}/gateway.log; \
+             `{program} gateway --config {folder}/gateway.toml` starts it again"
+        )
     }
 
     fn start_member(&mut self, index: usize) -> anyhow::Result<()> {
@@ -338,7 +344,7 @@ impl Founding {
         replace(&cedar, pack.cedar.as_bytes(), 0o644)?;
         let mut text = format!(
             "gateway = \"{}\"\ndata_dir = \"data\"\ngenesis = {:?}\n\
-             public_listen = \"127.0.0.1:{}\"\npeer_listen = \"127.0.0.1:{}\"\n\n\
+             bundle = {:?}\npublic_listen = \"127.0.0.1:{}\"\npeer_listen = \"127.0.0.1:{}\"\n\n\
              [keys]\nsigning = \"signing.pem\"\npeer_cert = \"peer.pem\"\npeer_key = \"peer.key\"\n\
              public_cert = \"public.pem\"\npublic_key = \"public.key\"\n\
              pseudonym_secret = \"pseudonym.secret\"\n\n\
@@ -346,6 +352,7 @@ impl Founding {
              [local]\nisolation = \"auto\"\nfile_roots = [{:?}]\n",
             self.id,
             folder.join("genesis.json"),
+            folder.join("states").join(state.as_str()).join("bundle.json"),
             self.public_port,
             self.peer_port,
             pack.title,

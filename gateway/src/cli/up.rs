@@ -93,9 +93,13 @@ async fn run(laptop: &mut Laptop, json: bool) -> anyhow::Result<()> {
     } else {
         print!("{}", welcome(laptop));
     }
-    tokio::select! {
-        asked = stop_asked() => asked,
-        reason = laptop.lost() => anyhow::bail!(reason),
+    let mut stop = std::pin::pin!(stop_asked());
+    loop {
+        tokio::select! {
+            asked = &mut stop => return asked,
+            // The others go on; that is what a federation is for.
+            reason = laptop.lost() => progress(&reason),
+        }
     }
 }
 

@@ -195,18 +195,18 @@ impl Driver for Local {
         let phase = phase.ok_or(DriverError::Unknown { job: *job, attempt })?;
         let path = self.folder(job, attempt).log(stream.executor, stream.pipe);
         let mut bytes = Vec::new();
+        let limit = max.min(LOG_CHUNK_BYTES_MAX);
         match File::open(path) {
             Ok(mut log) => {
-                let limit = max.min(LOG_CHUNK_BYTES_MAX) as u64;
                 log.seek(SeekFrom::Start(offset))
-                    .and_then(|_| log.take(limit).read_to_end(&mut bytes))
+                    .and_then(|_| log.take(limit as u64).read_to_end(&mut bytes))
                     .map_err(io("read the log"))?;
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => return Err(io("read the log")(cause)),
         }
         // The phase was read before the log: what is done writes nothing more.
-        let end = phase == Phase::Done && bytes.is_empty();
+        let end = phase == Phase::Done && bytes.len() < limit.max(1);
         Ok(LogChunk { next_offset: offset + bytes.len() as u64, bytes, end })
     }
 

@@ -190,6 +190,11 @@ impl Peers {
         Ok(connection)
     }
 
+    /// Drops every connection to a gateway; requests on them break off.
+    pub fn hang_up(&self, from: &GatewayId) {
+        self.lock().retain(|(gateway, _), _| gateway != from);
+    }
+
     fn drop_connection(&self, to: &GatewayId, lane: Lane) {
         self.lock().remove(&(to.clone(), lane));
     }
