@@ -1,0 +1,247 @@
+//! A federation for tests: `entente up` as a real user starts it, in real processes.
+//!
+//! [`Federation`] reads the one line that `up --json` prints and gives clients, tokens and the means
+//! to kill, stop and restart single gateways. Dropping it ends everything that it started.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use gateway::cli::client::{Answer, Client};
+use http::{HeaderName, HeaderValue, Method};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// Where tasks live.
+pub const TASKS: &str = "/ga4gh/tes/v1/tasks";
+/// Every wait for an event ends after this: far above any wait seen, so that only a fault reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Three gateways in a folder of their own.
+pub struct Federation {
+    up: Child,
+    about: Value,
+    folder: tempfile::TempDir,
+    restarted: Vec<Child>,
+}
+
+/// The program under test, built beside the tests.
+pub fn program() -> PathBuf {
+    let tests = std::env::current_exe().expect("a test knows its own file");
+    let program = tests.parent().and_then(Path::parent).expect("a test lies in target/<profile>/deps").join("entente");
+    assert!(program.exists(), "{} is missing; run `cargo build` or `cargo test --workspace`", program.display());
+    program
+}
+
+impl Federation {
+    /// Starts a federation and returns when it is ready.
+    pub fn start() -> Federation {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut up = Command::new(program())
+            .args(["up", "--json", "--data-dir"])
+            .arg(folder.path().join("federation"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut line = String::new();
+        BufReader::new(up.stdout.take().expect("a pipe")).read_line(&mut line).expect("a readable pipe");
+        if line.is_empty() {
+            let output = up.wait_with_output().expect("an ended program");
+            panic!("up failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Federation { about: serde_json::from_str(&line).expect("one line of JSON"), up, folder, restarted: vec![] }
+    }
+
+    /// What `up --json` printed.
+    pub fn about(&self) -> &Value {
+        &self.about
+    }
+
+    /// Where everything lies.
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().join("federation")
+    }
+
+    /// A gateway's public address.
+    pub fn url(&self, state: &str) -> &str {
+        self.gateway(state)["url"].as_str().expect("a url")
+    }
+
+    /// The PEM text of a gateway's public CA.
+    pub fn ca(&self, state: &str) -> String {
+        let path = self.gateway(state)["ca_file"].as_str().expect("a path");
+        std::fs::read_to_string(path).expect("a CA file")
+    }
+
+    /// A role's token: `researcher.FR`, `operator.DE`, `agency`.
+    pub fn token(&self, role: &str) -> String {
+        let path = self.about["tokens"][role].as_str().expect("a role");
+        std::fs::read_to_string(path).expect("a token file").trim().to_owned()
+    }
+
+    /// A client of one gateway with one role's token.
+    pub fn client(&self, state: &str, role: &str) -> Client {
+        self.client_with(state, Some(&self.token(role)))
+    }
+
+    /// A client of one gateway with any token, or none.
+    pub fn client_with(&self, state: &str, token: Option<&str>) -> Client {
+        Client::new(self.url(state), &self.ca(state), token).expect("a client")
+    }
+
+    /// Kills a gateway at once, as a power cut would.
+    pub fn kill(&mut self, state: &str) {
+        signal(self.pid(state), Signal::SIGKILL);
+        self.wait_gone(state);
+    }
+
+    /// Sends a signal to a gateway.
+    pub fn signal(&self, state: &str, what: Signal) {
+        signal(self.pid(state), what);
+    }
+
+    /// Starts a killed gateway again from its own configuration and waits until it answers.
+    pub async fn restart(&mut self, state: &str) {
+        let folder = self.gateway_folder(state);
+        let log =
+            std::fs::OpenOptions::new().append(true).create(true).open(folder.join("gateway.log")).expect("a log");
+        let child = Command::new(program())
+            .arg("gateway")
+            .arg("--config")
+            .arg(folder.join("gateway.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("the gateway starts");
+        self.about["processes"][state] = child.id().into();
+        self.restarted.push(child);
+        let mut client = self.client(state, &format!("operator.{state}"));
+        eventually("the restarted gateway answers", async || {
+            let health = client.read("/v1/health").await.ok()?;
+            (health["status"] == "ok").then_some(())
+        })
+        .await;
+    }
+
+    /// The folder of one gateway.
+    pub fn gateway_folder(&self, state: &str) -> PathBuf {
+        self.folder().join("gateways").join(state)
+    }
+
+    fn gateway(&self, state: &str) -> &Value {
+        self.about["gateways"]
+            .as_array()
+            .expect("gateways")
+            .iter()
+            .find(|it| it["state"] == state)
+            .expect("a founding state")
+    }
+
+    fn pid(&self, state: &str) -> i32 {
+        let pid = self.about["processes"][state].as_i64().expect("a process");
+        i32::try_from(pid).expect("a process id")
+    }
+
+    fn wait_gone(&mut self, state: &str) {
+        let pid = self.pid(state);
+        if let Some(child) = self.restarted.iter_mut().find(|it| it.id() as i32 == pid) {
+            child.wait().expect("a child to wait for");
+        }
+    }
+}
+
+impl Drop for Federation {
+    fn drop(&mut self) {
+        for child in &mut self.restarted {
+            let _already_gone = child.kill();
+            let _status = child.wait();
+        }
+        signal(self.up.id() as i32, Signal::SIGTERM);
+        let _status = self.up.wait();
+    }
+}
+
+fn signal(pid: i32, what: Signal) {
+    let _already_gone = kill(Pid::from_raw(pid), what);
+}
+
+/// Waits until `look` finds something; panics with `what` after [`PATIENCE`].
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, looking).await {
+        Ok(found) => found,
+        Err(_) => panic!("not within {} s: {what}", PATIENCE.as_secs()),
+    }
+}
+
+/// A task of one command.
+pub fn task(command: &[&str]) -> Value {
+    json!({"name": "a task", "executors": [{"image": "none", "command": command}]})
+}
+
+/// The same on GPUs.
+pub fn gpu_task(command: &[&str], gpus: u32, model: &str) -> Value {
+    let mut task = task(command);
+    task["resources"] = json!({"backend_parameters": {"gpu_count": gpus.to_string(), "gpu_model": model}});
+    task
+}
+
+/// Submits a task that has to be accepted.
+pub async fn submit(client: &mut Client, task: &Value) -> String {
+    let answer = client.post(TASKS, task).await.expect("an accepted task");
+    answer["id"].as_str().expect("an id").to_owned()
+}
+
+/// Sends a body to the tasks' address and returns whatever comes back.
+pub async fn post_raw(client: &mut Client, body: Vec<u8>, headers: &[(&'static str, &str)]) -> Answer {
+    let headers: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| {
+            let value = HeaderValue::from_str(value).expect("a header value");
+            (HeaderName::from_static(name), value)
+        })
+        .collect();
+    client.call(Method::POST, TASKS, Some(body), &headers).await.expect("an answer")
+}
+
+/// A task as its owner sees it.
+pub async fn look(client: &mut Client, id: &str) -> Value {
+    client.read(&format!("{TASKS}/{id}?view=FULL")).await.expect("a known task")
+}
+
+/// Waits until a task has one of these states.
+pub async fn reaches(client: &mut Client, id: &str, states: &[&str]) -> Value {
+    eventually(&format!("{id} reaches {states:?}"), async || {
+        let task = client.read(&format!("{TASKS}/{id}?view=FULL")).await.ok()?;
+        states.contains(&task["state"].as_str()?).then_some(task)
+    })
+    .await
+}
+
+/// Waits for a task's end.
+pub async fn ended(client: &mut Client, id: &str) -> Value {
+    reaches(client, id, &["COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED"]).await
+}
+
+/// Skips a test whose tool is missing, with a printed reason; where it must not be missing (the
+/// variable `ENTENTE_TEST_REQUIRE` names it) the test fails instead.
+pub fn skip_without(tool: &str, there: bool) -> bool {
+    if there {
+        return false;
+    }
+    let required = std::env::var("ENTENTE_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == tool), "{tool} is required here and missing");
+    eprintln!("SKIPPED: {tool} is not on this machine");
+    true
+}

@@ -1,0 +1,12 @@
+//! Whole federations in real processes.
+
+mod federation {
+    mod bad_input;
+    mod clients;
+    mod crashes;
+    mod local_driver;
+    mod peers;
+    mod stories;
+    mod tes;
+    mod tokens;
+}
