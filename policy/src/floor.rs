@@ -17,8 +17,8 @@ use crate::states;
 const GPUS_MAX: u32 = 100_000;
 /// Every GPU in a node of its own.
 const NODES_MAX: u32 = GPUS_MAX;
-/// 30 days. A longer job checkpoints.
-const WALLTIME_S_MAX: u32 = 30 * 24 * 3_600;
+/// 31 days, as `federation::limits` has it. A longer job checkpoints.
+const WALLTIME_S_MAX: u32 = 31 * 24 * 3_600;
 /// Worse than any grid: coal is about 1,000.
 const CARBON_G_PER_KWH_MAX: u32 = 10_000;
 /// 1,000 euro for a GPU-hour.
@@ -74,7 +74,7 @@ impl FloorRule {
                 "Personal and health data stay in the EEA and in states with an adequacy decision"
             }
             FloorRule::DualUse => "Dual-use technology only for researchers known with substantial assurance or better",
-            FloorRule::Limits => "At most 100,000 GPUs for at most 30 days, and every other fact within its range",
+            FloorRule::Limits => "At most 100,000 GPUs for at most 31 days, and every other fact within its range",
         }
     }
 

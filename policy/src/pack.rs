@@ -93,12 +93,33 @@ pub enum BadPack {
     /// Well-typed, but not what its author meant: a rule that can never apply, for instance.
     #[error("the pack has a warning, which counts as an error: {0}")]
     Warning(String),
-    /// The system gave no thread to parse on.
+    /// The system gave no thread to parse on; the only one that says nothing about the pack.
     #[error("no thread to parse the pack on: {0}")]
     NoThread(String),
     /// The parser panicked.
     #[error("the parser failed on the pack")]
     ParserFailed,
+}
+
+impl BadPack {
+    /// Whether the same pack may compile another time: the fault was the machine's and not the pack's. Whoever remembers
+    /// that a pack cannot be used does not remember this.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            BadPack::NoThread(_) => true,
+            BadPack::Text(_)
+            | BadPack::Syntax(_)
+            | BadPack::TooManyRules(_)
+            | BadPack::Template(_)
+            | BadPack::MissingAnnotation { .. }
+            | BadPack::UnknownAnnotation { .. }
+            | BadPack::BadLine { .. }
+            | BadPack::DuplicateId(_)
+            | BadPack::Invalid(_)
+            | BadPack::Warning(_)
+            | BadPack::ParserFailed => false,
+        }
+    }
 }
 
 /// One state's rules, ready to be asked.
@@ -271,4 +292,28 @@ fn line(of: &str, what: &'static str, text: &str) -> Result<String, BadPack> {
 
 fn message(error: &impl ToString) -> String {
     error.to_string().chars().take(MESSAGE_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_lack_of_a_thread_passes() {
+        assert!(BadPack::NoThread("Resource temporarily unavailable".into()).is_transient());
+        let state = MemberState::parse("FR").unwrap();
+        let compile = |cedar: &str| {
+            let (title, contact) = ("A pack".into(), "law@example.eu".into());
+            Pack::compile(&PackSource { state, title, contact, cedar: cedar.into() })
+        };
+        for cedar in [
+            "(",
+            "allow;",
+            "permit (principal, action, resource);",
+            "permit (principal == ?principal, action, resource);",
+        ] {
+            assert!(!compile(cedar).unwrap_err().is_transient(), "{cedar}");
+        }
+        assert!(!BadPack::ParserFailed.is_transient());
+    }
 }

@@ -50,7 +50,8 @@ pub struct ResearcherFacts {
     pub assurance: u8,
     /// AARC-G069 URNs.
     pub entitlements: Vec<String>,
-    /// What the home state has cleared the researcher for, such as `dual-use`.
+    /// What the home state has cleared the researcher for, such as `dual-use`. Packs see it with its grantor,
+    /// `FR:dual-use`: which states' clearances count is for each pack to say.
     pub clearances: Vec<String>,
     /// Where the researcher lives, if that is attested.
     pub residency: Option<MemberState>,

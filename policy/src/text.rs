@@ -16,6 +16,11 @@ pub(crate) const PACK_BYTES_MAX: usize = 64 * 1_024;
 /// The evaluator takes up to 60 KiB of stack a level in a debug build: 24 x 60 KiB = 1.4 MiB of the
 /// 2 MiB that worker threads have. Where a stack is short all the same, the rule fails, which denies.
 pub(crate) const DEPTH_MAX: u32 = 24;
+/// Bytes of a string literal as it is written, escapes and all. Titles and laws are the longest, with
+/// at most 200 bytes of text. Cedar's `like` takes pattern x text steps, and a rule may bring both:
+/// 64 KiB / (256 + 256) x 256 x 256 = 8 million steps for a whole pack, instead of 32 KiB x 32 KiB =
+/// a thousand million for one rule.
+pub(crate) const STRING_BYTES_MAX: usize = 256;
 
 /// Why a text goes to no parser. Lines count from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +43,12 @@ pub enum BadText {
     #[error("line {line}: the string does not end on this line")]
     OpenString {
         /// Where it starts.
+        line: u32,
+    },
+    /// A string that is longer than any line for people.
+    #[error("line {line}: the string has more than {STRING_BYTES_MAX} bytes")]
+    LongString {
+        /// Where.
         line: u32,
     },
     /// A bracket without its partner.
@@ -169,6 +180,9 @@ impl Tokens<'_> {
                     return Ok(Token::Leaf);
                 }
                 _ => {}
+            }
+            if index > STRING_BYTES_MAX {
+                return Err(BadText::LongString { line: self.line });
             }
         }
         Err(BadText::OpenString { line: self.line })
@@ -347,7 +361,7 @@ mod tests {
 
     #[test]
     fn strings_and_comments_hide_nothing() {
-        let deep = "(".repeat(300);
+        let deep = "(".repeat(200);
         check(&format!("// {deep}\n"), Ok(()));
         check(&format!("\"{deep}\""), Ok(()));
         check(&format!("// \n{deep}"), Err(BadText::TooDeep { line: 2 }));
@@ -357,6 +371,21 @@ mod tests {
         check(&format!("\"{deep}"), Err(BadText::OpenString { line: 1 }));
         check("\"a\nb\"", Err(BadText::OpenString { line: 1 }));
         check("\"a\\\nb\"", Err(BadText::OpenString { line: 1 }));
+    }
+
+    /// Cedar's `like` is quadratic: without a limit one rule of a pack could keep a gateway busy for minutes.
+    #[test]
+    fn strings_are_short() {
+        let literal = |text: &str| format!("\n\"{text}\"");
+        let too_long = Err(BadText::LongString { line: 2 });
+        for (unit, bytes) in [("a", 1), ("*a", 2), ("é", 2), ("\\\"", 2), ("\\u{61}", 6)] {
+            assert_eq!(unit.len(), bytes);
+            check(&literal(&unit.repeat(STRING_BYTES_MAX / bytes)), Ok(()));
+            check(&literal(&unit.repeat(STRING_BYTES_MAX / bytes + 1)), too_long.clone());
+        }
+        check(&format!("\n\"{}", "a".repeat(PACK_BYTES_MAX - 2)), too_long);
+        check(&format!("\n\"{}", "a".repeat(STRING_BYTES_MAX)), Err(BadText::OpenString { line: 2 }));
+        check(&format!("// {}", "a".repeat(STRING_BYTES_MAX + 1)), Ok(()));
     }
 
     #[test]

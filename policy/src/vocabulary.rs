@@ -74,6 +74,8 @@ impl Vocabulary {
     fn researcher(&self, facts: &ResearcherFacts) -> Result<Entity, BadRequest> {
         let id = EntityId::new(facts.home.as_str());
         let residency = facts.residency.as_ref().map_or("", MemberState::as_str);
+        // The grantor is the home whatever a text says, so no gateway speaks of another state's clearances.
+        let clearances: Vec<String> = facts.clearances.iter().map(|it| format!("{}:{it}", facts.home)).collect();
         let attributes = [
             ("home", text(facts.home.as_str())),
             ("home_in_eu", Value::new_bool(states::in_eu(facts.home))),
@@ -81,7 +83,7 @@ impl Vocabulary {
             ("home_adequacy", Value::new_bool(states::adequacy(facts.home))),
             ("assurance", Value::new_long(facts.assurance.into())),
             ("entitlements", texts(&facts.entitlements)),
-            ("clearances", texts(&facts.clearances)),
+            ("clearances", texts(&clearances)),
             ("residency", text(residency)),
         ];
         entity(EntityUid::from_type_name_and_id(self.researcher.clone(), id), attributes)

@@ -86,6 +86,7 @@ fn say(request: &mut Request, word: &str) {
         match word {
             "dual-use" => labels.dual_use = true,
             "cleared" => request.researcher.clearances.push("dual-use".into()),
+            "cleared-by-FR" => request.researcher.clearances.push("FR:dual-use".into()),
             "low" => request.researcher.assurance = 0,
             "high" => request.researcher.assurance = 2,
             other => panic!("no such word: {other}"),

@@ -64,6 +64,8 @@ fn france() {
             ("host FI -> FR: share=60", "forbidden by fr-share"),
             ("host FR -> FR: share=100", "permit by fr-research-in"),
             ("host FI -> FR: industry dual-use share=60", "forbidden by fr-dual-use fr-share"),
+            ("host IT -> FR: industry dual-use cleared", "forbidden by fr-dual-use"),
+            ("host IT -> FR: industry dual-use cleared-by-FR", "forbidden by fr-dual-use"),
             ("host FI -> FR: industry share=19", "permit by fr-industry"),
             ("host FI -> FR: industry share=20", "no permit"),
             ("host CH -> FR: industry", "no permit"),
@@ -92,7 +94,7 @@ fn germany() {
             ("export DE -> PL: carbon=650 gpus=100 walltime_s=3600000", "floor F4"),
             ("export DE -> PL: carbon=650 gpus=100 walltime_s=360000", "permit by de-research-out"),
             ("export DE -> PL: carbon=650 gpus=1000 walltime_s=360036", "forbidden by de-carbon"),
-            ("export DE -> FR: carbon=45 gpus=1000 walltime_s=2592000", "permit by de-research-out"),
+            ("export DE -> FR: carbon=45 gpus=1000 walltime_s=2678400", "permit by de-research-out"),
             ("view FI -> DE:", "permit by de-view"),
         ],
     );
@@ -112,7 +114,7 @@ fn finland() {
             ("host DE -> FI: personal", "permit by fi-personal"),
             ("export FI -> DE: carbon=401 gpus=100 walltime_s=360000", "permit by fi-research-out"),
             ("export FI -> DE: carbon=401 gpus=100 walltime_s=360036", "forbidden by fi-carbon"),
-            ("export FI -> DE: carbon=400 gpus=100 walltime_s=2592000", "permit by fi-research-out"),
+            ("export FI -> DE: carbon=400 gpus=100 walltime_s=2678400", "permit by fi-research-out"),
             ("view FR -> FI:", "permit by fi-view"),
         ],
     );

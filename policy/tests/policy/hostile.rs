@@ -125,6 +125,19 @@ fn a_rule_fits_the_schema() {
     }
 }
 
+/// Rules of a second each, if strings could be as long as a pack.
+#[test]
+fn long_strings_are_refused_before_a_parser_sees_them() {
+    let like = |bytes: usize| {
+        let (text, pattern) = ("a".repeat(bytes), "*a".repeat(bytes / 2 - 1) + "*b");
+        format!("{ALL} when {{ \"{text}\" like \"{pattern}\" || resource.name like \"{pattern}\" }};")
+    };
+    let refused = Pack::compile(&pack("FR", &[&like(20 * 1_024)]));
+    assert_eq!(refused.unwrap_err(), BadPack::Text(BadText::LongString { line: 2 }));
+    check_rule(&like(258), "line 2: the string has more than 256 bytes");
+    check_rule(&like(256), "compiles");
+}
+
 #[test]
 fn a_pack_has_at_most_200_rules() {
     let rules = |count: usize| vec!["permit (principal, action, resource);"; count];

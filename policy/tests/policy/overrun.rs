@@ -21,11 +21,11 @@ fn the_floor_holds_under_a_pack_that_permits_everything() {
             ("export FR -> US: internal", "permit by r1"),
             ("export FR -> DE: dual-use low", "floor F3"),
             ("export FR -> DE: dual-use", "permit by r1"),
-            ("export FR -> DE: gpus=100000 walltime_s=2592000 share=100", "permit by r1"),
+            ("export FR -> DE: gpus=100000 walltime_s=2678400 share=100", "permit by r1"),
             ("export FR -> DE: gpus=100001", "floor F4"),
             ("export FR -> DE: gpus=4294967295 walltime_s=4294967295", "floor F4"),
             ("export FR -> DE: nodes=100001", "floor F4"),
-            ("export FR -> DE: walltime_s=2592001", "floor F4"),
+            ("export FR -> DE: walltime_s=2678401", "floor F4"),
             ("export FR -> DE: share=101", "floor F4"),
             ("export FR -> DE: carbon=10001", "floor F4"),
             ("export FR -> DE: price=1000001", "floor F4"),
@@ -72,9 +72,34 @@ fn an_overflow_in_any_rule_is_a_denial() {
     ] {
         let policies: Vec<&str> = policies.iter().map(String::as_str).collect();
         let pack = compiled("FR", &policies);
-        check(&pack, &[("host FI -> FR: gpus=100000 walltime_s=2592000", expected)]);
+        check(&pack, &[("host FI -> FR: gpus=100000 walltime_s=2678400", expected)]);
         check(&pack, &[("host FI -> FR: gpus=4294967295 walltime_s=4294967295", "floor F4")]);
     }
+}
+
+/// Threat 15: a clearance counts as the home's, whatever it is called.
+#[test]
+fn a_clearance_comes_with_the_state_that_grants_it() {
+    let pack = compiled(
+        "DE",
+        &["permit (principal, action, resource) when { principal.clearances.contains(\"FR:dual-use\") };"],
+    );
+    check(
+        &pack,
+        &[
+            ("host FR -> DE: cleared", "permit by r1"),
+            ("host FR -> DE:", "no permit"),
+            ("host FI -> DE: cleared", "no permit"),
+            ("host FI -> DE: cleared-by-FR", "no permit"),
+            ("host DE -> DE: cleared cleared-by-FR", "no permit"),
+            ("export DE -> FR: cleared cleared-by-FR", "no permit"),
+        ],
+    );
+    let bare = "permit (principal, action, resource) when { principal.clearances.contains(\"dual-use\") };";
+    check(
+        &compiled("FR", &[bare]),
+        &[("host FR -> FR: cleared", "no permit"), ("host DE -> FR: cleared", "no permit")],
+    );
 }
 
 #[test]

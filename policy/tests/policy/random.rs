@@ -41,7 +41,7 @@ fn any_job() -> impl Strategy<Value = JobFacts> {
         (select(DataClass::ALL.to_vec()), select(Purpose::ALL.to_vec()), any::<bool>(), prop::option::of(".{0,40}"))
             .prop_map(|(data_class, purpose, dual_use, project)| Labels { data_class, purpose, dual_use, project });
     let inputs = prop::collection::vec(any_state(), 0..3);
-    (number(100_000), number(10), number(2_592_000), labels, inputs).prop_map(
+    (number(100_000), number(10), number(2_678_400), labels, inputs).prop_map(
         |(gpus, nodes, walltime_s, labels, input_states)| JobFacts { gpus, nodes, walltime_s, labels, input_states },
     )
 }
@@ -93,7 +93,7 @@ fn random_requests_are_answered_and_no_permit_breaks_the_floor() {
             let job = &request.job;
             prop_assert_eq!((permit.state, permit.action), (pack.state(), request.action));
             prop_assert_eq!(request.concerned(), pack.state());
-            prop_assert!(job.gpus <= 100_000 && job.walltime_s <= 2_592_000);
+            prop_assert!(job.gpus <= 100_000 && job.walltime_s <= 2_678_400);
             prop_assert!(!permit.rules.is_empty());
             if request.action != Action::View {
                 prop_assert!(job.labels.purpose != Purpose::Defence);
