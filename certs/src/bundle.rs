@@ -3,6 +3,8 @@
 //! Invariants: a bundle that was opened is signed by the root that it names; a successor is also signed by the root before
 //! it, so a root changes only with the consent of both; every gateway key in it proved that its owner holds it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use base64::Engine as _;
@@ -19,10 +21,14 @@ const CA_CERTS_MAX: usize = 4;
 /// One per CA.
 const CRLS_MAX: usize = 4;
 const GATEWAYS_MAX: usize = 16;
+/// Of one gateway: old and new while one replaces the other.
+const KEYS_PER_GATEWAY_MAX: usize = 2;
 const ISSUERS_MAX: usize = 16;
 /// In an issuer's entry.
 const ENTITLEMENTS_MAX: usize = 64;
 const CLEARANCES_MAX: usize = 32;
+/// All states of Europe, and some.
+const RESIDENCIES_MAX: usize = 64;
 const TEXT_BYTES_MAX: usize = 256;
 
 const DOMAIN: &[u8] = b"entente bundle v1\0";
@@ -43,7 +49,7 @@ pub struct TrustBundle {
     pub root_key: PublicKey,
     /// The state's certificate authorities, DER.
     pub ca_certs_der: Vec<Vec<u8>>,
-    /// The signing keys of its gateways.
+    /// The signing keys of its gateways. A gateway has two while one replaces the other.
     pub gateways: Vec<GatewayKey>,
     /// Its identity providers.
     pub issuers: Vec<IssuerEntry>,
@@ -74,8 +80,11 @@ pub struct IssuerEntry {
     pub entitlements: Vec<(String, Role)>,
     /// It may state no higher assurance.
     pub assurance_max: Assurance,
-    /// It may state no other clearances.
+    /// It may state no other clearances. They are those of its own state, by their bare names.
     pub clearances: Vec<String>,
+    /// It may attest that people live in these states, and in its own.
+    #[serde(default)]
+    pub residencies: Vec<MemberState>,
 }
 
 /// What a caller may do at the faces.
@@ -147,9 +156,26 @@ pub enum BadBundle {
     /// A key whose owner has not shown that he holds it.
     #[error("gateway {0} has not proved that it holds its key")]
     Unproved(GatewayName),
-    /// Two gateways share a key or a name.
-    #[error("gateway {0} shares its name or its key with another")]
+    /// Two gateways share a key.
+    #[error("gateway {0} shares its key with another")]
     SharedKey(GatewayName),
+    /// More keys than a rotation needs.
+    #[error("gateway {0} has more than {KEYS_PER_GATEWAY_MAX} keys: an old and a new one")]
+    TooManyKeys(GatewayName),
+    /// A gateway that could sign bundles.
+    #[error("gateway {0} has the state's root key, which belongs offline")]
+    RootKey(GatewayName),
+    /// What is known is newer.
+    #[error("the bundle has sequence {found}, but {known} is known already")]
+    Older {
+        /// What it says.
+        found: u64,
+        /// What is known.
+        known: u64,
+    },
+    /// Two bundles with one sequence: the state's root signed both.
+    #[error("the bundle is another than the known one of the same sequence {0}")]
+    Fork(u64),
 }
 
 /// A gateway's statement, made with its own key, that the key is its own there.
@@ -192,11 +218,13 @@ impl TrustBundle {
                 && it.entitlements.iter().all(|(urn, _)| short(urn))
                 && it.clearances.len() <= CLEARANCES_MAX
                 && it.clearances.iter().all(short)
+                && it.residencies.len() <= RESIDENCIES_MAX
         };
+        let names: BTreeSet<&GatewayName> = self.gateways.iter().map(|gateway| &gateway.name).collect();
         for (what, sound) in [
             ("CA certificates", self.ca_certs_der.len() <= CA_CERTS_MAX),
             ("revocation lists", self.crls_der.len() <= CRLS_MAX),
-            ("gateways", self.gateways.len() <= GATEWAYS_MAX),
+            ("gateways", self.gateways.len() <= GATEWAYS_MAX * KEYS_PER_GATEWAY_MAX && names.len() <= GATEWAYS_MAX),
             ("issuers", self.issuers.len() <= ISSUERS_MAX && self.issuers.iter().all(issuer_is_sound)),
         ] {
             if !sound {
@@ -208,9 +236,15 @@ impl TrustBundle {
             if !gateway.key.verify(&message, &gateway.proof) {
                 return Err(BadBundle::Unproved(gateway.name.clone()));
             }
+            if gateway.key == self.root_key {
+                return Err(BadBundle::RootKey(gateway.name.clone()));
+            }
             let others = &self.gateways[..index];
-            if others.iter().any(|other| other.name == gateway.name || other.key == gateway.key) {
+            if others.iter().any(|other| other.key == gateway.key) {
                 return Err(BadBundle::SharedKey(gateway.name.clone()));
+            }
+            if others.iter().filter(|other| other.name == gateway.name).count() >= KEYS_PER_GATEWAY_MAX {
+                return Err(BadBundle::TooManyKeys(gateway.name.clone()));
             }
         }
         Ok(())
@@ -256,6 +290,27 @@ impl SignedBundle {
         let consent = self.old_root_signature.as_ref();
         let consents = || consent.is_some_and(|it| root.verify(&signed_message(&self.body.0), &it.0));
         if bundle.root_key == *root || consents() { Ok(bundle) } else { Err(BadBundle::OldRoot) }
+    }
+
+    /// The bundle, if it may stand where `known` stood, however many came between: of the same state and federation,
+    /// signed as [`SignedBundle::verify_signed_by`] wants it by the root that is known, and not older than what is known.
+    /// Whoever takes over another's records asks this, so that no old bundle and none beside comes in with them.
+    pub fn verify_no_older_than(&self, known: &TrustBundle) -> Result<TrustBundle, BadBundle> {
+        let bundle = self.verify_signed_by(&known.root_key)?;
+        if bundle.state != known.state || bundle.federation != known.federation {
+            return Err(BadBundle::AnotherState);
+        }
+        if bundle.sequence < known.sequence {
+            return Err(BadBundle::Older { found: bundle.sequence, known: known.sequence });
+        }
+        let digest = known.digest();
+        if bundle.sequence == known.sequence && bundle.digest() != digest {
+            return Err(BadBundle::Fork(known.sequence));
+        }
+        if bundle.sequence == known.sequence + 1 && bundle.previous != Some(digest) {
+            return Err(BadBundle::NotNext { found: bundle.sequence, expected: bundle.sequence });
+        }
+        Ok(bundle)
     }
 
     /// The bundle without asking who signed it: for showing, and for continuing one's own.
@@ -373,6 +428,63 @@ mod tests {
         twice.gateways.push(twice.gateways[0].clone());
         let name = twice.gateways[0].name.clone();
         assert_eq!(twice.sign(&root(1)).verify_first(), Err(BadBundle::SharedKey(name)));
+    }
+
+    fn named(name: &str, seed: u8) -> GatewayKey {
+        let federation = FederationId::parse("entente.example").unwrap();
+        let (state, name) = (MemberState::parse("FR").unwrap(), GatewayName::parse(name).unwrap());
+        let key = SigningKey::from_seed([seed; 32]);
+        let proof = gateway_key_proof(&federation, state, &name, &key);
+        GatewayKey { name, key: key.public(), proof }
+    }
+
+    #[test]
+    fn old_and_new_key_of_a_gateway_overlap() {
+        let with = |gateways: Vec<GatewayKey>| {
+            let bundle = TrustBundle { gateways, ..bundle(1, None, &root(1)) };
+            bundle.sign(&root(1)).verify_first().map(drop)
+        };
+        let name = |text: &str| GatewayName::parse(text).unwrap();
+        assert_eq!(with(vec![named("fr-1", 8), named("fr-1", 9), named("fr-2", 10)]), Ok(()));
+        let three = vec![named("fr-1", 8), named("fr-2", 10), named("fr-1", 9), named("fr-1", 11)];
+        assert_eq!(with(three), Err(BadBundle::TooManyKeys(name("fr-1"))));
+        assert_eq!(with(vec![named("fr-1", 8), named("fr-2", 8)]), Err(BadBundle::SharedKey(name("fr-2"))));
+        let all = |gateways: usize, keys: usize| {
+            let each = (0..gateways * keys).map(|it| named(&format!("fr-{}", it / keys), 10 + it as u8));
+            with(each.collect())
+        };
+        assert_eq!(all(GATEWAYS_MAX, KEYS_PER_GATEWAY_MAX), Ok(()));
+        assert_eq!(all(GATEWAYS_MAX + 1, 1), Err(BadBundle::TooLarge("gateways")));
+    }
+
+    #[test]
+    fn no_gateway_has_the_root_key() {
+        let bundle = TrustBundle { gateways: vec![named("fr-1", 1)], ..bundle(1, None, &root(1)) };
+        let name = bundle.gateways[0].name.clone();
+        assert_eq!(bundle.sign(&root(1)).verify_first(), Err(BadBundle::RootKey(name)));
+    }
+
+    /// Threat 4, by way of a snapshot.
+    #[test]
+    fn no_older_bundle_and_no_other_one_stands_in_for_a_known_one() {
+        let known = bundle(5, Some(Digest::of(b"4")), &root(1));
+        let check = |signed: &SignedBundle, expected: Result<u64, BadBundle>| {
+            assert_eq!(signed.verify_no_older_than(&known).map(|it| it.sequence), expected);
+        };
+        let signed = |sequence, previous: Digest| bundle(sequence, Some(previous), &root(1)).sign(&root(1));
+        check(&known.sign(&root(1)), Ok(5));
+        check(&signed(6, known.digest()), Ok(6));
+        check(&signed(9, Digest::of(b"8")), Ok(9));
+        check(&bundle(1, None, &root(1)).sign(&root(1)), Err(BadBundle::Older { found: 1, known: 5 }));
+        check(&signed(4, Digest::of(b"3")), Err(BadBundle::Older { found: 4, known: 5 }));
+        check(&signed(5, Digest::of(b"another 4")), Err(BadBundle::Fork(5)));
+        check(&signed(6, Digest::of(b"another 5")), Err(BadBundle::NotNext { found: 6, expected: 6 }));
+        let rotated = bundle(7, Some(Digest::of(b"6")), &root(2)).sign(&root(2));
+        check(&rotated, Err(BadBundle::OldRoot));
+        check(&rotated.with_old_root(&root(1)), Ok(7));
+        let mut german = bundle(7, Some(Digest::of(b"6")), &root(1));
+        (german.state, german.gateways) = (MemberState::parse("DE").unwrap(), vec![]);
+        check(&german.sign(&root(1)), Err(BadBundle::AnotherState));
     }
 
     #[test]

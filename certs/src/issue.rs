@@ -2,21 +2,26 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, string::Ia5String,
+    KeyUsagePurpose, PublicKeyData, SanType, string::Ia5String,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use crate::digest::Digest;
 use crate::state::{FederationId, GatewayId, MemberState};
 
 /// Clocks differ; a certificate counts from a little before it was made.
 const BACKDATE_S: u64 = 300;
+/// 90 days and the backdate: no leaf lives longer, whoever issued it.
+pub(crate) const LEAF_LIFE_MAX_S: u64 = LEAF_HOURS_MAX as u64 * HOUR_S + BACKDATE_S;
 const HOUR_S: u64 = 3_600;
 const DAY_S: u64 = 24 * HOUR_S;
 /// A leaf that lives longer than this would need a revocation service.
 const LEAF_HOURS_MAX: u32 = 24 * 90;
 const CA_DAYS_MAX: u32 = 3_660;
 const HOSTS_MAX: usize = 16;
+/// 64 bits: a state has a handful of authorities in all its time.
+const KEY_ID_DIGITS: usize = 16;
 
 /// Why nothing was issued.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,9 @@ pub enum CannotIssue {
     /// Not a CA certificate of a state with its key.
     #[error("this is not a state's certificate authority with its key")]
     NotAnAuthority,
+    /// What it issued would be believed by nobody.
+    #[error("the key is not the one of the authority's certificate")]
+    AnotherKey,
     /// From the library.
     #[error("cannot make the certificate: {0}")]
     Library(#[from] rcgen::Error),
@@ -79,11 +87,14 @@ impl StateCa {
         if !(1..=CA_DAYS_MAX).contains(&days) {
             return Err(CannotIssue::Life { max: CA_DAYS_MAX, unit: "days" });
         }
-        let mut params = params(&format!("Entente CA of {state}"), now_s, u64::from(days) * DAY_S);
+        let key = KeyPair::generate()?;
+        // Two authorities of one name could not both have a revocation list, and a state has two while one replaces the other.
+        let key_id = Digest::of(key.public_key_raw()).to_string();
+        let name = format!("Entente CA of {state} {}", &key_id[..KEY_ID_DIGITS]);
+        let mut params = params(&name, now_s, u64::from(days) * DAY_S);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![SanType::URI(ia5(trust_domain(state, federation))?)];
-        let key = KeyPair::generate()?;
         Ok(StateCa {
             state,
             federation: federation.clone(),
@@ -94,10 +105,10 @@ impl StateCa {
 
     /// Reads an authority that [`StateCa::create`] made.
     pub fn load(cert_pem: &str, key_pem: &str) -> Result<StateCa, CannotIssue> {
-        let (state, federation) = whose(cert_pem).ok_or(CannotIssue::NotAnAuthority)?;
+        let (state, federation, spki) = whose(cert_pem).ok_or(CannotIssue::NotAnAuthority)?;
         let ca = StateCa { state, federation, cert_pem: cert_pem.to_owned(), key_pem: key_pem.to_owned() };
-        ca.issuer()?;
-        Ok(ca)
+        let matches = ca.issuer()?.key().subject_public_key_info() == spki;
+        if matches { Ok(ca) } else { Err(CannotIssue::AnotherKey) }
     }
 
     /// The certificate, DER.
@@ -145,8 +156,8 @@ fn trust_domain(state: MemberState, federation: &FederationId) -> String {
     format!("spiffe://{}.{federation}", state.lower())
 }
 
-/// The state and federation that a CA certificate names.
-fn whose(cert_pem: &str) -> Option<(MemberState, FederationId)> {
+/// The state and federation that a CA certificate names, and its public key.
+fn whose(cert_pem: &str) -> Option<(MemberState, FederationId, Vec<u8>)> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).ok()?;
     let (_, certificate) = X509Certificate::from_der(&der).ok()?;
@@ -156,7 +167,7 @@ fn whose(cert_pem: &str) -> Option<(MemberState, FederationId)> {
     };
     let (state, federation) = uri.strip_prefix("spiffe://")?.split_once('.')?;
     let state = MemberState::parse(&state.to_ascii_uppercase()).ok()?;
-    Some((state, FederationId::parse(federation).ok()?))
+    Some((state, FederationId::parse(federation).ok()?, certificate.public_key().raw.to_vec()))
 }
 
 fn leaf_params(name: &str, now_s: u64, hours: u32) -> Result<CertificateParams, CannotIssue> {

@@ -151,7 +151,12 @@ impl SigningKey {
 
 /// The name under which a federation knows a person of an issuer: only the state that holds the secret can tell who it
 /// is, and the same person is the same name.
-pub fn hmac_pseudonym(secret: &[u8], issuer: &str, subject: &str) -> [u8; 16] {
+///
+/// A short secret could be found by trying; the type leaves only whole ones.
+/// ```compile_fail,E0308
+/// certs::hmac_pseudonym(b"", "https://login.fr.example", "alice");
+/// ```
+pub fn hmac_pseudonym(secret: &[u8; 32], issuer: &str, subject: &str) -> [u8; 16] {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
     let mut context = ring::hmac::Context::with_key(&key);
     context.update(b"entente pseudonym v1\0");
@@ -270,9 +275,9 @@ mod tests {
 
     #[test]
     fn a_pseudonym_keeps_people_apart_and_secrets_matter() {
-        let it = |secret: &[u8], issuer, subject| hmac_pseudonym(secret, issuer, subject);
-        assert_eq!(it(b"s", "a", "bc"), it(b"s", "a", "bc"));
-        assert_ne!(it(b"s", "a", "bc"), it(b"s", "ab", "c"));
-        assert_ne!(it(b"s", "a", "bc"), it(b"t", "a", "bc"));
+        let it = |secret: u8, issuer, subject| hmac_pseudonym(&[secret; 32], issuer, subject);
+        assert_eq!(it(1, "a", "bc"), it(1, "a", "bc"));
+        assert_ne!(it(1, "a", "bc"), it(1, "ab", "c"));
+        assert_ne!(it(1, "a", "bc"), it(2, "a", "bc"));
     }
 }

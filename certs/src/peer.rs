@@ -1,12 +1,13 @@
 //! Peers: which gateway a certificate speaks for. One strict profile, for both ends of a connection.
 //!
 //! Invariant: exactly one subject alternative name, a SPIFFE URI of a gateway, in a leaf that may be used for what it is
-//! used for. The library that builds the chain skips names that it cannot read; here they are counted.
+//! used for, and that lives no longer than a leaf may. The library that builds the chain skips names that it cannot read; here they are counted.
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::issue::LEAF_LIFE_MAX_S;
 use crate::state::{FederationId, GatewayId};
 
 /// A leaf of ours has about 700 bytes.
@@ -30,6 +31,9 @@ pub enum BadPeer {
     /// A certificate authority, or one without the right usages.
     #[error("the peer's certificate is not a leaf for TLS servers and clients")]
     Usage,
+    /// One that lives longer would have to be revoked when it is lost.
+    #[error("the peer's certificate lives longer than {} days", LEAF_LIFE_MAX_S / 86_400)]
+    Life,
 }
 
 /// The gateway that a verified connection's certificates speak for.
@@ -49,6 +53,12 @@ pub(crate) fn gateway_in(leaf: &CertificateDer<'_>) -> Result<(GatewayId, Federa
         return Err(BadPeer::Unreadable);
     }
     check_usage(&leaf)?;
+    let validity = leaf.validity();
+    let life_s = validity.not_after.timestamp().saturating_sub(validity.not_before.timestamp());
+    // Whether it has begun and is not over is for the library that builds the chain.
+    if life_s > LEAF_LIFE_MAX_S as i64 {
+        return Err(BadPeer::Life);
+    }
     let names = leaf.subject_alternative_name().map_err(|_| BadPeer::Names)?.ok_or(BadPeer::Names)?;
     let [GeneralName::URI(uri)] = names.value.general_names[..] else {
         return Err(BadPeer::Names);

@@ -137,9 +137,20 @@ impl PeerVerifier {
     }
 }
 
-/// The reason in our words; the other end is told no more than that it is refused.
+/// The reason, in our words where the other end cannot help it. That a certificate is over or taken back is said in TLS's
+/// words, because each kind has an alert of its own: the other end's log then tells its operator what to renew.
 fn refusal(untrusted: Untrusted) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(untrusted))))
+    let reason = match untrusted {
+        Untrusted::Chain { cause: webpki::Error::CertExpired { time, not_after }, .. } => {
+            CertificateError::ExpiredContext { time, not_after }
+        }
+        Untrusted::Chain { cause: webpki::Error::CertNotValidYet { time, not_before }, .. } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        Untrusted::Chain { cause: webpki::Error::CertRevoked, .. } => CertificateError::Revoked,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    };
+    Error::InvalidCertificate(reason)
 }
 
 impl ServerCertVerifier for PeerVerifier {

@@ -9,7 +9,8 @@ mod claims;
 mod keyset;
 mod provider;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -31,6 +32,8 @@ pub const TOKEN_LIFE_MAX_S: u64 = 6 * 3_600;
 const LEEWAY_S: u64 = 30;
 const TYPE: &str = "at+jwt";
 const ISSUER_BYTES_MAX: usize = 256;
+/// In a clearance with its grantor, such as `FR:dual-use`.
+const GRANTOR_ENDS: char = ':';
 
 /// Who made a request, as far as it is attested.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +50,9 @@ pub struct Caller {
     pub entitlements: Vec<String>,
     /// Not above what the issuer may state.
     pub assurance: Assurance,
-    /// Only those that the issuer may state.
+    /// Granted by the caller's state, and only those that the issuer may state; in order, each once.
     pub clearances: Vec<String>,
-    /// Where the caller lives, if the issuer says so.
+    /// Where the caller lives, if the issuer says so and may say so.
     pub residency: Option<MemberState>,
     /// `jti`
     pub token_id: String,
@@ -114,39 +117,44 @@ pub enum BadToken {
     LifeTooLong,
 }
 
-/// The identity providers of all states.
-#[derive(Debug, Default)]
+/// The identity providers of all states. A copy shares their keys.
+#[derive(Clone, Debug, Default)]
 pub struct IssuerSet {
-    by_url: HashMap<String, Issuer>,
+    by_url: HashMap<String, Arc<Issuer>>,
 }
 
+/// An identity provider, as its state's bundle describes it.
 #[derive(Debug)]
-struct Issuer {
+pub(crate) struct Issuer {
     state: MemberState,
+    url: String,
     keys: KeySet,
     entitlements: Vec<(String, Role)>,
     assurance_max: Assurance,
     clearances: Vec<String>,
+    residencies: Vec<MemberState>,
 }
 
 impl IssuerSet {
     /// Adds a state's provider. One that two states claim is nobody's.
-    pub(crate) fn add(&mut self, state: MemberState, entry: &IssuerEntry) -> Result<(), BadTrust> {
-        let unusable = |reason: String| BadTrust::Issuer { state, reason };
-        if entry.issuer.is_empty() || entry.issuer.len() > ISSUER_BYTES_MAX {
-            return Err(unusable("its name is empty or too long".into()));
-        }
-        let issuer = Issuer {
-            state,
-            keys: KeySet::parse(&entry.jwks_json).map_err(|bad| unusable(bad.to_string()))?,
-            entitlements: entry.entitlements.clone(),
-            assurance_max: entry.assurance_max,
-            clearances: entry.clearances.clone(),
-        };
-        match self.by_url.insert(entry.issuer.clone(), issuer) {
+    pub(crate) fn add(&mut self, issuer: Arc<Issuer>) -> Result<(), BadTrust> {
+        let state = issuer.state;
+        match self.by_url.insert(issuer.url.clone(), issuer) {
             Some(other) => Err(BadTrust::SharedIssuer(other.state, state)),
             None => Ok(()),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn urls(&self) -> Vec<&str> {
+        let mut urls: Vec<&str> = self.by_url.keys().map(String::as_str).collect();
+        urls.sort_unstable();
+        urls
+    }
+
+    /// Takes a state's providers out.
+    pub(crate) fn remove_all_of(&mut self, state: MemberState) {
+        self.by_url.retain(|_, issuer| issuer.state != state);
     }
 
     /// Who presents this token at this time, at a face whose name is `audience`.
@@ -167,13 +175,46 @@ impl IssuerSet {
 }
 
 impl Issuer {
+    /// Reads a bundle's entry.
+    pub(crate) fn read(state: MemberState, entry: &IssuerEntry) -> Result<Issuer, BadTrust> {
+        let unusable = |reason: String| BadTrust::Issuer { state, reason };
+        if entry.issuer.is_empty() || entry.issuer.len() > ISSUER_BYTES_MAX {
+            return Err(unusable("its name is empty or too long".into()));
+        }
+        if let Some(qualified) = entry.clearances.iter().find(|it| it.contains(GRANTOR_ENDS)) {
+            return Err(unusable(format!(
+                "the clearance {qualified:?} has a colon; an issuer states its own state's, which are named without it"
+            )));
+        }
+        Ok(Issuer {
+            state,
+            url: entry.issuer.clone(),
+            keys: KeySet::parse(&entry.jwks_json).map_err(|bad| unusable(bad.to_string()))?,
+            entitlements: entry.entitlements.clone(),
+            assurance_max: entry.assurance_max,
+            clearances: entry.clearances.clone(),
+            residencies: entry.residencies.clone(),
+        })
+    }
+
+    /// A clearance counts from the state that grants it: a bare name is the issuer's own state's, and so is `FR:name`
+    /// from a French issuer. What it says of another state's is not believed.
+    fn own_clearance(&self, stated: &str) -> Option<String> {
+        let name = match stated.split_once(GRANTOR_ENDS) {
+            Some((grantor, name)) if grantor == self.state.as_str() => name,
+            Some(_) => return None,
+            None => stated,
+        };
+        self.clearances.iter().find(|may_state| *may_state == name).cloned()
+    }
+
     fn caller(&self, claims: Claims) -> Caller {
         let granted = |role: &Role| {
             let urns = self.entitlements.iter().filter(|(_, gives)| gives == role).map(|(urn, _)| urn);
             urns.into_iter().any(|urn| claims.entitlements.contains(urn))
         };
-        let mut clearances = claims.clearances;
-        clearances.retain(|it| self.clearances.contains(it));
+        let clearances: BTreeSet<String> = claims.clearances.iter().filter_map(|it| self.own_clearance(it)).collect();
+        let attests = |residency: &MemberState| *residency == self.state || self.residencies.contains(residency);
         Caller {
             state: self.state,
             issuer: claims.issuer,
@@ -181,8 +222,8 @@ impl Issuer {
             roles: [Role::Researcher, Role::Operator, Role::Agency].into_iter().filter(granted).collect(),
             entitlements: claims.entitlements,
             assurance: claims.assurance.min(self.assurance_max),
-            clearances,
-            residency: claims.residency,
+            clearances: clearances.into_iter().collect(),
+            residency: claims.residency.filter(attests),
             token_id: claims.token_id,
             expires_s: claims.expires_s,
         }

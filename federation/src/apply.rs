@@ -32,8 +32,8 @@ struct Admitted {
 impl Registry {
     /// Carries out an envelope's commands, each completely or not at all, in order.
     ///
-    /// A bad envelope gives one rejection and changes nothing but the revision; a replayed one gives a duplicate
-    /// for each command. `revision` is the log index, and must be above all before.
+    /// A bad envelope gives one rejection and changes nothing but the revision; a replayed one says so for each
+    /// command. `revision` is the log index, and must be above all before.
     pub fn apply(&mut self, revision: Revision, envelope: &Envelope, verdict: Verdict) -> Vec<Outcome> {
         self.advance(revision);
         let Admitted { author, batch, replayed } = match self.admit(envelope, verdict) {
@@ -41,7 +41,7 @@ impl Registry {
             Err(rejection) => return vec![Outcome::Rejected(rejection)],
         };
         if replayed {
-            return vec![Outcome::Duplicate; batch.0.len()];
+            return vec![Outcome::Replayed; batch.0.len()];
         }
         let header = envelope.header();
         self.serials.entry(header.key).or_insert_with(|| SerialWindow::new(author)).mark(header.serial);
@@ -87,7 +87,7 @@ impl Registry {
             Command::ReportCapacity(it) => offer::report(self, it),
             Command::Submit(it) => job::submit(self, author, it),
             Command::Rerank(it) => job::rerank(self, it),
-            Command::Cancel { job, at } => job::cancel(self, job, at),
+            Command::Cancel { job, .. } => job::cancel(self, job),
             Command::Start { job, attempt, at } => attempt::start(self, job, attempt, at),
             Command::Run { job, attempt, at } => attempt::run(self, job, attempt, at),
             Command::Finish { job, attempt, end, at } => attempt::finish(self, job, attempt, end, at),

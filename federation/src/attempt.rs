@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use certs::{GatewayId, GatewayName};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -10,8 +11,8 @@ use crate::{
     grant::Grant,
     id::{JobId, PoolId},
     job::{self, Job, JobState},
-    limits::{self, text},
-    offer, queue,
+    limits, offer, queue,
+    reason::Reason,
     registry::Registry,
     time::{Revision, Timestamp},
 };
@@ -22,13 +23,15 @@ pub struct Attempt {
     /// From 1.
     pub number: u32,
     pub pool: PoolId,
+    /// The gateway that served the pool when this was granted: the offer that says so may be forgotten first.
+    pub served_by: GatewayName,
     pub grant: Grant,
     pub granted_at: Revision,
     pub started_at: Option<Timestamp>,
     pub running_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     /// Why the host refused, if it did.
-    pub declined: Option<String>,
+    pub declined: Option<Reason>,
     /// How it ended, if it did and was not declined.
     pub end: Option<End>,
     /// Charged when it ended.
@@ -45,31 +48,35 @@ pub enum End {
     },
     /// Anything else failed.
     SystemError {
-        reason: String,
+        reason: Reason,
     },
     Canceled,
+    /// The job waited until nothing that could run it was permitted any more.
+    NotPermitted {
+        reason: Reason,
+    },
+}
+
+impl Attempt {
+    /// The gateway that was given this attempt, and has its logs and results.
+    pub fn host(&self) -> GatewayId {
+        GatewayId { state: self.pool.state(), name: self.served_by.clone() }
+    }
 }
 
 impl End {
     /// A system error with as much of the reason as the registry keeps.
     pub fn system_error(reason: &str) -> End {
-        End::SystemError { reason: short(reason) }
+        End::SystemError { reason: Reason::new(reason) }
     }
 
     pub(crate) fn state(&self) -> JobState {
         match self {
             End::Complete => JobState::Complete,
-            End::ExecutorError { .. } | End::SystemError { .. } => JobState::Failed,
+            End::ExecutorError { .. } | End::SystemError { .. } | End::NotPermitted { .. } => JobState::Failed,
             End::Canceled => JobState::Canceled,
         }
     }
-}
-
-/// A reason cut to what the registry keeps, on one line.
-pub fn short(reason: &str) -> String {
-    let mut text: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.truncate(text.floor_char_boundary(limits::REASON_BYTES_MAX));
-    text
 }
 
 pub(crate) fn start(registry: &mut Registry, id: JobId, attempt: u32, at: Timestamp) -> Result<Outcome, Rejection> {
@@ -80,7 +87,7 @@ pub(crate) fn start(registry: &mut Registry, id: JobId, attempt: u32, at: Timest
         JobState::Granted => {}
         state => return Err(Rejection::WrongState { state }),
     }
-    advance(registry, id, JobState::Starting, at).started_at = Some(at);
+    advance(registry, id, JobState::Starting).started_at = Some(at);
     Ok(Outcome::Done)
 }
 
@@ -90,7 +97,7 @@ pub(crate) fn run(registry: &mut Registry, id: JobId, attempt: u32, at: Timestam
         JobState::Starting => {}
         state => return Err(Rejection::WrongState { state }),
     }
-    advance(registry, id, JobState::Running, at).running_at = Some(at);
+    advance(registry, id, JobState::Running).running_at = Some(at);
     Ok(Outcome::Done)
 }
 
@@ -105,18 +112,17 @@ pub(crate) fn finish(
     if job.state.is_final() {
         return Ok(Outcome::Duplicate);
     }
-    if let End::SystemError { reason } = &how {
-        text("reason", reason, limits::REASON_BYTES_MAX)?;
-    }
-    // A task can only have ended by itself if it ran; it can be stopped or fail at any time.
+    // A task can only have ended by itself if it was started, and it may have run unseen; it can be stopped or fail
+    // at any time. That nothing is permitted is for home to say, of a job that waits.
     let ended_by_itself = matches!(how, End::Complete | End::ExecutorError { .. });
-    if !job.state.holds() || (ended_by_itself && job.state != JobState::Running) {
+    let impossible = matches!(how, End::NotPermitted { .. }) || (ended_by_itself && job.state == JobState::Granted);
+    if !job.state.holds() || impossible {
         return Err(Rejection::WrongState { state: job.state });
     }
 
-    let pool = release(registry, id, at);
+    let pool = release(registry, id, at, ended_by_itself);
     registry.attempt_mut(id).end = Some(how.clone());
-    job::end(registry, id, how, at);
+    job::end(registry, id, how);
     queue::serve(registry, pool);
     Ok(Outcome::Done)
 }
@@ -125,19 +131,19 @@ pub(crate) fn decline(
     registry: &mut Registry,
     id: JobId,
     attempt: u32,
-    reason: String,
+    reason: Reason,
     at: Timestamp,
 ) -> Result<Outcome, Rejection> {
     let job = current(registry, id, attempt)?;
     if job.attempt().is_some_and(|attempt| attempt.declined.is_some()) {
         return Ok(Outcome::Duplicate);
     }
-    if job.state != JobState::Granted {
+    // Also a started one that the host's scheduler never took: its host says so after it has made sure of that.
+    if !matches!(job.state, JobState::Granted | JobState::Starting) {
         return Err(Rejection::WrongState { state: job.state });
     }
-    text("reason", &reason, limits::REASON_BYTES_MAX)?;
 
-    let pool = release(registry, id, at);
+    let pool = release(registry, id, at, false);
     registry.attempt_mut(id).declined = Some(reason);
     let revision = registry.revision;
     let job = registry.job_mut(id);
@@ -146,9 +152,9 @@ pub(crate) fn decline(
     let (canceled, tried) = (job.cancel_requested, job.attempts.len());
     let job = &registry.jobs[&id];
     if canceled {
-        job::end(registry, id, End::Canceled, at);
+        job::end(registry, id, End::Canceled);
     } else if tried >= limits::ATTEMPTS_MAX || !job::any_suits(registry, &job.candidates, &job.shape) {
-        job::end(registry, id, End::system_error("every pool that could run the job declined it"), at);
+        job::end(registry, id, End::system_error("every pool that could run the job declined it"));
     } else {
         job::grant_or_queue(registry, id);
     }
@@ -166,6 +172,7 @@ pub(crate) fn grant(registry: &mut Registry, id: JobId, pool: PoolId) -> Outcome
     job.attempts.push(Attempt {
         number,
         pool,
+        served_by: offer.offer.served_by.clone(),
         grant,
         granted_at: revision,
         started_at: None,
@@ -188,32 +195,33 @@ fn current(registry: &Registry, id: JobId, attempt: u32) -> Result<&Job, Rejecti
     }
 }
 
-/// Moves the current attempt on, and hears the host's time.
-fn advance(registry: &mut Registry, id: JobId, state: JobState, at: Timestamp) -> &mut Attempt {
+/// Moves the current attempt on.
+fn advance(registry: &mut Registry, id: JobId, state: JobState) -> &mut Attempt {
     let revision = registry.revision;
     let job = registry.job_mut(id);
     (job.state, job.changed_at) = (state, revision);
-    let pool = registry.attempt_mut(id).pool;
-    registry.offer_mut(pool).hear(at);
     registry.attempt_mut(id)
 }
 
-/// Frees what the current attempt holds and charges what it used.
-fn release(registry: &mut Registry, id: JobId, at: Timestamp) -> PoolId {
+/// Frees what the current attempt holds and charges what it used. One that `ran` without its host having said so ran
+/// at some time since it was started, and is charged for all of it: nobody else could have the GPUs.
+fn release(registry: &mut Registry, id: JobId, at: Timestamp, ran: bool) -> PoolId {
     let job = Arc::make_mut(registry.jobs.get_mut(&id).expect("invariant: whoever holds GPUs is known"));
     let (home, walltime_s) = (job.home, u64::from(job.shape.walltime_s));
     let attempt = job.attempts.last_mut().expect("invariant: whoever holds GPUs has an attempt");
     // Twice the walltime covers a slow stop; more is a wrong clock.
-    let ran_s = attempt.running_at.map_or(0, |since| (at.since_ms(since) / 1_000).min(2 * walltime_s));
+    let ran_since = attempt.running_at.or(attempt.started_at.filter(|_| ran));
+    let ran_s = ran_since.map_or(0, |since| (at.since_ms(since) / 1_000).min(2 * walltime_s));
     attempt.ended_at = Some(at);
     attempt.gpu_seconds = ran_s * u64::from(attempt.grant.gpus);
     let (pool, charged) = (attempt.pool, attempt.gpu_seconds);
+    // Which nodes it had matters as long as it has them.
+    let nodes = std::mem::take(&mut attempt.grant.nodes);
 
     let offer = registry.offers.get_mut(&pool).expect("invariant: every grant names a known offer");
-    offer.ledger.release(id, home, &attempt.grant);
+    offer.ledger.release(id, home, attempt.grant.gpus, &nodes);
     offer.recent.add(home, charged);
-    offer.hear(at);
-    if attempt.running_at.is_some() {
+    if ran_since.is_some() {
         registry.usage.entry((home, pool.state())).or_default().add(charged);
     }
     offer::forget_if_drained(registry, pool);

@@ -12,6 +12,7 @@ use crate::{
     job::JobState,
     offer::{CapacityReport, Offer},
     pack::PublishPack,
+    reason::Reason,
     shape::Shape,
     time::Timestamp,
 };
@@ -67,10 +68,11 @@ pub enum Command {
         end: End,
         at: Timestamp,
     },
+    /// The host gives the attempt back: it never ran here and never will.
     Decline {
         job: JobId,
         attempt: u32,
-        reason: String,
+        reason: Reason,
         at: Timestamp,
     },
     /// By the state of the bundle, and signed by its root inside.
@@ -104,8 +106,11 @@ pub struct Submit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rerank {
     pub job: JobId,
+    /// Permitted pools, best first. None: nothing that could run the job is permitted any more, and it ends.
     pub candidates: Vec<PoolId>,
     pub decided_on: Vec<(MemberState, u64)>,
+    /// Why there are no candidates; means nothing when there are.
+    pub reason: Option<Reason>,
 }
 
 /// What became of one command.
@@ -121,6 +126,9 @@ pub enum Outcome {
     Duplicate,
     /// Nothing changed.
     Rejected(Rejection),
+    /// An envelope of this key and serial was carried out before; nothing changed. What became of its commands is not
+    /// remembered: the registry shows it, and one that was rejected is not there.
+    Replayed,
 }
 
 /// Why a command, or its whole envelope, changed nothing.
@@ -161,10 +169,8 @@ pub enum Rejection {
     StaleSequence { current: u64 },
     #[error("the previous version is not the one that this builds on")]
     WrongPrevious,
-    #[error("a newer report is already known")]
-    StaleReport,
     #[error("the trust bundle was refused: {reason}")]
-    BadBundle { reason: String },
+    BadBundle { reason: Reason },
 
     // Transitions.
     #[error("the attempt is not the current one ({current})")]

@@ -61,8 +61,9 @@ fn duty_of_host(job: &Job) -> Option<Action> {
     })
 }
 
+/// A report from the future is due like one from the past: the clock was wrong then, or is now.
 fn is_report_due(offer: &OfferState, now: Timestamp) -> bool {
-    offer.report.as_ref().is_none_or(|report| now.since_ms(report.at) >= REPORT_EVERY_MS)
+    offer.report.as_ref().is_none_or(|report| now.0.abs_diff(report.at.0) >= REPORT_EVERY_MS)
 }
 
 fn is_stale(registry: &Registry, job: &Job) -> bool {

@@ -23,6 +23,7 @@ pub struct NodeSpan {
 pub struct Grant {
     /// In all. 0: the grant is one task slot.
     pub gpus: u32,
+    /// Where, as long as it is held.
     pub nodes: Vec<NodeSpan>,
 }
 
@@ -177,17 +178,17 @@ impl Ledger {
     }
 
     /// Frees what the job's current attempt holds.
-    pub(crate) fn release(&mut self, job: JobId, home: MemberState, grant: &Grant) {
-        for span in &grant.nodes {
+    pub(crate) fn release(&mut self, job: JobId, home: MemberState, gpus: u32, nodes: &[NodeSpan]) {
+        for span in nodes {
             for node in span.first..span.first + span.count {
                 self.refile(node, |ledger| ledger.used[node as usize] -= span.gpus as u16);
             }
         }
-        self.used_gpus -= grant.gpus;
-        self.used_slots -= u32::from(grant.gpus == 0);
+        self.used_gpus -= gpus;
+        self.used_slots -= u32::from(gpus == 0);
         self.holders.remove(&job);
         let held = self.held_by.entry(home).or_default();
-        *held -= grant.gpus;
+        *held -= gpus;
         if *held == 0 {
             self.held_by.remove(&home);
         }

@@ -174,7 +174,9 @@ pub(crate) fn rerank(registry: &mut Registry, it: Rerank) -> Result<Outcome, Rej
     if job.state != JobState::Queued {
         return Err(Rejection::WrongState { state: job.state });
     }
-    check_candidates(registry, &it.candidates, &job.shape)?;
+    if !it.candidates.is_empty() {
+        check_candidates(registry, &it.candidates, &job.shape)?;
+    }
     pack::check_current(registry, &it.decided_on)?;
 
     let kept_free = queue::leave(registry, it.job);
@@ -182,21 +184,27 @@ pub(crate) fn rerank(registry: &mut Registry, it: Rerank) -> Result<Outcome, Rej
     let job = registry.job_mut(it.job);
     job.reserved = job.reserved.filter(|pool| it.candidates.contains(pool));
     (job.candidates, job.decided_on, job.decided_at) = (it.candidates, it.decided_on, revision);
-    let outcome = grant_or_queue(registry, it.job);
+    let outcome = if job.candidates.is_empty() {
+        let reason = it.reason.unwrap_or_else(|| "nothing that could run the job is permitted any more".into());
+        end(registry, it.job, End::NotPermitted { reason });
+        Outcome::Done
+    } else {
+        grant_or_queue(registry, it.job)
+    };
     if let Some(pool) = kept_free {
         queue::serve(registry, pool);
     }
     Ok(outcome)
 }
 
-pub(crate) fn cancel(registry: &mut Registry, id: JobId, at: Timestamp) -> Result<Outcome, Rejection> {
+pub(crate) fn cancel(registry: &mut Registry, id: JobId) -> Result<Outcome, Rejection> {
     let job = registry.jobs.get(&id).ok_or(Rejection::UnknownJob)?;
     if job.state.is_final() || job.cancel_requested {
         return Ok(Outcome::Duplicate);
     }
     if job.state == JobState::Queued {
         let kept_free = queue::leave(registry, id);
-        end(registry, id, End::Canceled, at);
+        end(registry, id, End::Canceled);
         if let Some(pool) = kept_free {
             queue::serve(registry, pool);
         }
@@ -209,14 +217,11 @@ pub(crate) fn cancel(registry: &mut Registry, id: JobId, at: Timestamp) -> Resul
 }
 
 /// Ends a job that holds nothing and waits nowhere, and forgets the oldest finished one of its home.
-pub(crate) fn end(registry: &mut Registry, id: JobId, how: End, at: Timestamp) {
+pub(crate) fn end(registry: &mut Registry, id: JobId, how: End) {
     let revision = registry.revision;
     let job = registry.job_mut(id);
     (job.state, job.changed_at, job.reserved) = (how.state(), revision, None);
     job.end = Some(how);
-    if let Some(attempt) = job.attempts.last_mut() {
-        attempt.ended_at.get_or_insert(at);
-    }
     let home = job.home;
     if let Some(oldest) = registry.derived.close(home, revision, id) {
         registry.jobs.remove(&oldest);

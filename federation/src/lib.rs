@@ -5,6 +5,7 @@
 // The words.
 pub mod id;
 pub mod limits;
+pub mod reason;
 pub mod shape;
 pub mod time;
 
@@ -37,7 +38,7 @@ pub mod mandate;
 pub mod raft;
 
 pub use apply::Verdict;
-pub use attempt::{Attempt, End, short};
+pub use attempt::{Attempt, End};
 pub use command::{Batch, Command, Outcome, Rejection, Rerank, Submit};
 pub use due::{Action, due};
 pub use genesis::{BadGenesis, Genesis, GenesisDraft, GenesisMember};
@@ -49,6 +50,7 @@ pub use member::{GatewayRecord, Member};
 pub use offer::{CapacityReport, DeviceModel, Fit, NodeCount, Offer, OfferState};
 pub use pack::{PackRecord, PublishPack};
 pub use placement::{NoPlacement, Placement, Zone, place};
+pub use reason::{BadReason, Reason};
 pub use registry::{BadSnapshot, Registry};
 pub use shape::{Need, Shape};
 pub use time::{Revision, Timestamp};

@@ -1,5 +1,5 @@
 //! Every limit of the replicated state, with its unit and its arithmetic.
-//! Invariant: what these allow in all stays under 1 GiB per gateway.
+//! Invariant: what these allow 27 states in all makes a snapshot that is not larger than a snapshot may be.
 
 use crate::command::Rejection;
 
@@ -16,14 +16,15 @@ pub const SERIAL_WINDOW: u64 = 1_024;
 /// replays nothing: 64 states x 512 keys x ~150 B = 5 MiB.
 pub const SIGNING_KEYS_PER_STATE_MAX: usize = 512;
 
-/// 27 states x 4,000 open jobs = 108,000 x ~0.8 KiB (three candidates, two attempts) = ~84 MiB of state.
+/// 27 states x 4,000 open jobs = 108,000 x ~0.8 KiB (three candidates, two attempts) = ~84 MiB in practice; the worst
+/// case is at [`SNAPSHOT_BYTES_MAX`].
 pub const OPEN_JOBS_PER_STATE_MAX: usize = 4_000;
 /// Finished jobs that the registry still shows; older ones are in the archives of home and host.
-/// 27 states x 2,000 x ~0.8 KiB = ~42 MiB.
+/// 27 states x 2,000 x ~0.8 KiB = ~42 MiB in practice.
 pub const FINISHED_JOBS_PER_STATE_MAX: usize = 2_000;
-/// Pools that one job may wait for; 64 x 66 B = 4 KiB at worst, three or four in practice.
-pub const CANDIDATES_MAX: usize = 64;
-/// A job that was declined this often has something that no host likes.
+/// Pools that one job may wait for, three or four in practice; 16 x 67 B = 1.0 KiB. Twice as many as may decline it.
+pub const CANDIDATES_MAX: usize = 16;
+/// A job that was declined this often has something that no host likes; 8 x ~0.35 KiB = 2.8 KiB.
 pub const ATTEMPTS_MAX: usize = 8;
 /// Grants to jobs behind the first in line before that one is kept a place free: with grants every few
 /// seconds on a busy pool, minutes; on a quiet one the gang fits anyway.
@@ -37,6 +38,9 @@ pub const OFFERS_PER_STATE_MAX: usize = 64;
 pub const NODES_PER_POOL_MAX: u32 = 10_000;
 /// Nodes of all pools of one state: 27 x 40,000 x ~16 B of ledger = 17 MiB.
 pub const NODES_PER_STATE_MAX: u32 = 40_000;
+/// GPUs of all pools of one state, 40,000 nodes of 8. A grant takes 4 B for each GPU at worst, when none of its nodes
+/// are side by side: 27 x 320,000 x 4 B = 33 MiB.
+pub const GPUS_PER_STATE_MAX: u32 = 320_000;
 /// 8 boards cut into 7 slices make 56; the largest chassis sold hold 16 boards.
 pub const GPUS_PER_NODE_MAX: u32 = 128;
 /// 10,000 nodes x 128: nothing larger can fit anywhere.
@@ -78,6 +82,23 @@ pub const PACK_BYTES_MAX: usize = 64 * 1_024;
 pub const BUNDLE_BYTES_MAX: usize = 256 * 1_024;
 /// Bytes of an address or URL of a gateway.
 pub const ADDRESS_BYTES_MAX: usize = 256;
+
+/// Bytes of a snapshot, which is the whole registry: below what a gateway can hold twice, in memory and on its way.
+pub const SNAPSHOT_BYTES_MAX: u64 = 1_024 * 1_024 * 1_024;
+/// Bytes of one job in a snapshot, the nodes that it holds left out. Fixed fields 0.5 KiB + 16 candidates 1.0 KiB +
+/// packs decided on 0.8 KiB + 8 attempts with reasons 2.8 KiB + how it ended 0.2 KiB; a test builds it.
+pub const JOB_BYTES_MAX: usize = 5_632;
+/// Bytes of everything else in a snapshot, for 27 states: bundles 27 x 2 x 256 KiB = 14 MiB, held nodes 33 MiB, packs
+/// 2 MiB, offers 27 x 64 x ~3 KiB = 5 MiB, their ledgers 27 x 40,000 x 2 B = 2 MiB, serials 27 x 512 x ~0.2 KiB = 3 MiB.
+const OTHER_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
+/// The states that may all be full at once. A larger federation stays below the limit while some of its states are not.
+const STATES_FULL: u64 = 27;
+
+// 27 x 6,000 x 5.5 KiB = 870 MiB of jobs.
+const _: () = {
+    let jobs = STATES_FULL * (OPEN_JOBS_PER_STATE_MAX + FINISHED_JOBS_PER_STATE_MAX) as u64;
+    assert!(jobs * JOB_BYTES_MAX as u64 + OTHER_BYTES_MAX <= SNAPSHOT_BYTES_MAX);
+};
 
 /// Oldest report a gateway lets stand before it reports again, in milliseconds; half of what a view may be old.
 pub const REPORT_EVERY_MS: u64 = 1_000;

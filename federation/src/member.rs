@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     command::{Outcome, Rejection},
     limits,
+    reason::Reason,
     registry::Registry,
     time::Revision,
 };
@@ -42,8 +43,7 @@ pub(crate) fn publish_bundle(
     author: MemberState,
     signed: SignedBundle,
 ) -> Result<Outcome, Rejection> {
-    let refused =
-        |error: &dyn std::fmt::Display| Rejection::BadBundle { reason: crate::attempt::short(&error.to_string()) };
+    let refused = |error: &dyn std::fmt::Display| Rejection::BadBundle { reason: Reason::new(&error.to_string()) };
     let member = registry.members.get(&author).ok_or(Rejection::NotOwner)?;
     if member.signed == signed {
         return Ok(Outcome::Duplicate);

@@ -10,6 +10,7 @@ use crate::{
     id::PoolId,
     limits::{self, at_most, count, text},
     queue,
+    reason::Reason,
     registry::Registry,
     shape::{Need, Shape},
     time::{Revision, Timestamp},
@@ -110,7 +111,7 @@ pub struct CapacityReport {
     pub lendable: Vec<NodeCount>,
     pub at: Timestamp,
     /// Why the pool lends less than it should, in one line.
-    pub problem: Option<String>,
+    pub problem: Option<Reason>,
 }
 
 /// An offer with everything that the registry knows of it.
@@ -123,7 +124,8 @@ pub struct OfferState {
     /// The newest report; `None` until the first, while everything is taken to be lendable.
     pub report: Option<CapacityReport>,
     pub reported_at: Revision,
-    /// The pool's own time: the latest that its host stated about it. Only the host can move it, and only forward.
+    /// The pool's own time, as its newest report states it. Only the host can move it; a wrong time lasts until the
+    /// next report.
     pub clock: Timestamp,
     pub recent: RecentUse,
     pub ledger: Ledger,
@@ -199,10 +201,15 @@ impl OfferState {
         })
     }
 
-    /// GPUs that jobs of `home` hold here, in percent of the pool; rounded up, so that a share rule is never undercut.
+    /// GPUs that jobs of `home` hold here, in percent of the pool.
     pub fn share_percent(&self, home: MemberState) -> u32 {
-        let (held, all) = (u64::from(self.ledger.held_by(home)), u64::from(self.offer.gpus()));
-        if all == 0 { 0 } else { (held * 100).div_ceil(all) as u32 }
+        self.percent(self.ledger.held_by(home))
+    }
+
+    /// GPUs in percent of the pool; rounded up, so that a share rule is never undercut.
+    pub(crate) fn percent(&self, gpus: u32) -> u32 {
+        let (gpus, all) = (u64::from(gpus), u64::from(self.offer.gpus()));
+        if all == 0 { 0 } else { (gpus * 100).div_ceil(all) as u32 }
     }
 
     /// Most GPUs on one node that a job could have now.
@@ -220,16 +227,15 @@ impl OfferState {
         !self.withdrawn && self.ledger.fits(need, self.offer.task_slots)
     }
 
+    /// Whether there would be room if every grant ended and the local users stayed as they are.
+    pub(crate) fn could_have_room(&self, need: Need) -> bool {
+        self.ledger.could_fit(need, self.offer.task_slots)
+    }
+
     /// GPU-seconds of recent use that count against `home` when turns are decided.
     pub(crate) fn weight(&self, home: MemberState) -> u64 {
         let held = u64::from(self.ledger.held_by(home)) * limits::HELD_WEIGHT_S;
         self.recent.of(home).saturating_add(held)
-    }
-
-    /// Moves the pool's time forward to what its host says.
-    pub(crate) fn hear(&mut self, at: Timestamp) {
-        self.recent.decay(self.clock, at);
-        self.clock = self.clock.max(at);
     }
 
     fn is_large_enough(&self, need: Need) -> bool {
@@ -249,6 +255,8 @@ pub(crate) fn publish(registry: &mut Registry, it: Offer) -> Result<Outcome, Rej
     count(others().count() + 1, limits::OFFERS_PER_STATE_MAX)?;
     let nodes = others().map(|other| other.offer.nodes).sum::<u32>() + it.nodes;
     at_most("nodes of all offers", nodes, limits::NODES_PER_STATE_MAX)?;
+    let gpus = others().map(|other| other.offer.gpus()).sum::<u32>() + it.gpus();
+    at_most("GPUs of all offers", gpus, limits::GPUS_PER_STATE_MAX)?;
 
     let revision = registry.revision;
     match registry.offers.get_mut(&pool) {
@@ -317,14 +325,12 @@ pub(crate) fn forget_if_drained(registry: &mut Registry, pool: PoolId) {
     }
 }
 
+/// Takes over a report. The newest is the one that the log has last, not the one that says the latest time: a clock
+/// that was once wrong must not outlast its correction.
 pub(crate) fn report(registry: &mut Registry, it: CapacityReport) -> Result<Outcome, Rejection> {
     let pool = it.pool;
     let known = registry.offers.get_mut(&pool).ok_or(Rejection::UnknownPool { pool })?;
-    if known.report.as_ref().is_some_and(|before| it.at < before.at) {
-        return Err(Rejection::StaleReport);
-    }
     count(it.lendable.len(), limits::GPUS_PER_NODE_MAX as usize + 1)?;
-    text("problem", it.problem.as_deref().unwrap_or_default(), limits::REASON_BYTES_MAX)?;
     let nodes: u64 = it.lendable.iter().map(|count| u64::from(count.nodes)).sum();
     if nodes > u64::from(known.offer.nodes) {
         return Err(Rejection::OutOfRange { what: "nodes".into(), limit: known.offer.nodes.into() });
@@ -333,8 +339,8 @@ pub(crate) fn report(registry: &mut Registry, it: CapacityReport) -> Result<Outc
         at_most("lendable GPUs of a node", count.gpus, known.offer.gpus_per_node)?;
     }
 
-    known.hear(it.at);
-    known.reported_at = registry.revision;
+    known.recent.decay(known.clock, it.at);
+    (known.clock, known.reported_at) = (it.at, registry.revision);
     let as_before = known.report.as_ref().is_some_and(|before| before.lendable == it.lendable);
     if !as_before {
         let mut lendable: Vec<u16> =

@@ -93,7 +93,7 @@ pub enum NoPlacement {
 /// Ranks the permitted pools that can run a shape, now or later.
 ///
 /// `permits` holds for each permitted pool the permit of its own state; a permit of another state, or for
-/// anything but hosting, does not count. No zones: anywhere. At most 64 candidates are kept.
+/// anything but hosting, does not count. No zones: anywhere. At most [`CANDIDATES_MAX`] are kept.
 pub fn place(
     registry: &Registry,
     shape: &Shape,

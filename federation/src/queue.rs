@@ -63,8 +63,7 @@ impl Queue {
 
     /// What the pool is kept free for: the oldest reservation that local users leave room for at all.
     pub(crate) fn kept_for(&self, offer: &OfferState) -> Option<(JobId, Need)> {
-        let feasible = |need: &Need| offer.ledger.could_fit(*need, offer.offer.task_slots);
-        self.reserved.iter().find(|(_, need)| feasible(need)).map(|((_, job), need)| (*job, *need))
+        self.reserved.iter().find(|(_, need)| offer.could_have_room(**need)).map(|((_, job), need)| (*job, *need))
     }
 
     fn join(&mut self, job: &Job, pool: PoolId, offer: Option<&OfferState>) {
@@ -110,9 +109,9 @@ impl Queue {
         turns.into_iter().map(|(.., line)| line).collect()
     }
 
-    /// The GPU job whose turn it is, whether it fits or not.
+    /// The GPU job whose turn it is, whether it fits now or not.
     fn first(&self, offer: &OfferState) -> Option<JobId> {
-        self.turns(offer).into_iter().find_map(|line| oldest(line, |need| need.gpus > 0)).map(|(_, job)| job)
+        self.turns(offer).into_iter().find_map(|line| first_of(line, offer)).map(|(_, job)| job)
     }
 
     fn next(&self, offer: &OfferState) -> Option<Turn> {
@@ -127,7 +126,7 @@ impl Queue {
         let may_go = |need: &Need| offer.has_room(*need) && (need.gpus == 0 || kept_for.is_none());
         let mut first = None;
         for line in self.turns(offer) {
-            first = first.or_else(|| oldest(line, |need| need.gpus > 0));
+            first = first.or_else(|| first_of(line, offer));
             if let Some(ticket) = oldest(line, may_go) {
                 let takes_gpus = line.iter().any(|(need, tickets)| need.gpus > 0 && tickets.contains(&ticket));
                 let passed_over = first.filter(|first| *first != ticket && takes_gpus).map(|(_, job)| job);
@@ -247,8 +246,13 @@ fn was_passed_over(registry: &mut Registry, pool: PoolId, id: JobId) {
 fn is_kept_free_for(registry: &Registry, pool: PoolId, id: JobId) -> bool {
     let need = registry.jobs[&id].shape.need();
     let reserves = |queue: &Queue| queue.reserved.contains_key(&ticket(&registry.jobs[&id]));
-    let has_room = |offer: &OfferState| offer.ledger.could_fit(need, offer.offer.task_slots);
+    let has_room = |offer: &OfferState| offer.could_have_room(need);
     registry.derived.queues.get(&pool).is_some_and(reserves) && registry.offers.get(&pool).is_some_and(has_room)
+}
+
+/// The first GPU job in line that local users leave room for: who could not have had the GPUs is not passed over.
+fn first_of(line: &Line, offer: &OfferState) -> Option<Ticket> {
+    oldest(line, |need| need.gpus > 0 && offer.could_have_room(*need))
 }
 
 fn oldest(line: &Line, may: impl Fn(&Need) -> bool) -> Option<Ticket> {

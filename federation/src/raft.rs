@@ -3,17 +3,22 @@
 //! The only part of this crate that moves bytes, and the only place that names the Raft library. Everything that arrives
 //! from a peer passes [`guard`] first; everything that is stored or sent has a format of our own.
 
+mod acquaintance;
 mod assembly;
 mod consensus;
 mod guard;
+mod hindsight;
 mod log_store;
 mod network;
+mod pipeline;
+mod runtime;
 mod segment;
 mod state_machine;
 mod timers;
 mod transport;
 mod types;
 mod wal;
+mod weight;
 mod wire;
 
 #[cfg(test)]

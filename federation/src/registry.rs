@@ -159,6 +159,36 @@ impl Registry {
         mine.take_while(move |(pool, _)| pool.state() == state).map(|(_, offer)| offer)
     }
 
+    /// GPUs of a pool that jobs of `home` hold and were granted before `job` was; all that they hold if `job` has none
+    /// there. Grants of one revision count in the order of their jobs' ids.
+    ///
+    /// Of any two grants one is first, whoever asks and whenever: a share rule that is asked about many grants at once
+    /// answers as if they had come one by one. Costs a step for each job that holds GPUs of the pool.
+    pub fn held_before(&self, pool: &PoolId, home: MemberState, job: &JobId) -> u32 {
+        let Some(offer) = self.offers.get(pool) else {
+            return 0;
+        };
+        let held = |id: &JobId| {
+            let job = self.jobs.get(id)?;
+            let attempt = job.holding().filter(|attempt| attempt.pool == *pool)?;
+            Some((attempt.granted_at, job.id, job.home, attempt.grant.gpus))
+        };
+        let Some((revision, ..)) = held(job) else {
+            return offer.ledger.held_by(home);
+        };
+        let before = |(granted_at, id, of, _): &(Revision, JobId, MemberState, u32)| {
+            *of == home && (*granted_at, *id) < (revision, *job)
+        };
+        offer.ledger.holders.iter().filter_map(held).filter(before).map(|(.., gpus)| gpus).sum()
+    }
+
+    /// The share of a pool, in percent and rounded up, that a job's home held before the job was granted: what share
+    /// rules are asked with. 100 if the pool or the job is unknown, so that nobody is permitted by mistake.
+    pub fn share_percent_before(&self, pool: &PoolId, job: &JobId) -> u32 {
+        let known = self.offers.get(pool).zip(self.jobs.get(job));
+        known.map_or(100, |(offer, it)| offer.percent(self.held_before(pool, it.home, job)))
+    }
+
     /// How a shape stands to a pool, those who wait before it included.
     pub fn fit(&self, pool: &PoolId, shape: &Shape) -> Option<Fit> {
         let offer = self.offers.get(pool)?;
@@ -313,9 +343,5 @@ impl Registry {
 
     pub(crate) fn attempt_mut(&mut self, id: JobId) -> &mut Attempt {
         self.job_mut(id).attempts.last_mut().expect("invariant: a job that holds GPUs has an attempt")
-    }
-
-    pub(crate) fn offer_mut(&mut self, pool: PoolId) -> &mut OfferState {
-        self.offers.get_mut(&pool).expect("invariant: every grant names a known offer")
     }
 }

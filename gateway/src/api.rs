@@ -14,8 +14,8 @@ use axum::{Router, response::IntoResponse};
 use federation::raft::Consensus;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
+use tokio_util::task::TaskTracker;
 
-use crate::archive::Archive;
 use crate::entry::{self, Entry};
 use crate::error::{Code, Problem};
 use crate::home::Home;
@@ -24,7 +24,6 @@ use crate::orders::Orders;
 use crate::stages::Stages;
 use crate::store::Store;
 use crate::tes::BODY_BYTES_MAX;
-use crate::verdicts::Judge;
 
 mod federation_view;
 mod tasks;
@@ -36,18 +35,16 @@ pub struct Api {
     pub entry: Arc<Entry>,
     /// Keeps tasks.
     pub home: Arc<Home>,
-    /// Gets what hosts know when a task has ended.
-    pub archive: Arc<Archive>,
     /// Asks hosts.
     pub orders: Arc<Orders>,
     /// The replica.
     pub consensus: Consensus,
     /// Tasks of this home.
     pub store: Store,
-    /// Decisions.
-    pub judge: Arc<Judge>,
     /// Where the time goes.
     pub stages: Arc<Stages>,
+    /// What a stop of this gateway waits for.
+    pub tasks: TaskTracker,
 }
 
 /// All routes of the public face. The same router answers what entry gateways relay.

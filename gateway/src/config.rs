@@ -12,7 +12,7 @@ use federation::limits::{GPUS_PER_NODE_MAX, NODES_PER_POOL_MAX, OFFERS_PER_STATE
 use federation::{DeviceModel, FactoryId, FactoryName, Offer, PoolId, PoolName};
 use serde::Deserialize;
 
-use crate::driver::Isolation;
+use crate::driver::{Isolation, RunAs};
 
 /// Largest configuration file that is read: 64 factories x 16 pools x 1 KiB.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -144,17 +144,37 @@ pub struct Pool {
 }
 
 /// The built-in driver's rules.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LocalDriver {
-    /// `auto`, `bubblewrap` or `process`.
+    /// `bubblewrap`, `auto` or `process`.
     pub isolation: Isolation,
+    /// For a gateway that runs as root: the account of its tasks, `{ uid = 990, gid = 990 }`.
+    pub run_as: Option<RunAs>,
+    /// Where attempts live, to have them on another file system; without it, in `data_dir`.
+    pub attempts_dir: Option<PathBuf>,
+    /// Disk there that no task may use up.
+    pub disk_reserve_gib: u32,
     /// Folders that `file://` inputs and outputs may name.
     pub file_roots: Vec<PathBuf>,
     /// Hosts (`name` or `name:port`) that `http(s)://` inputs and outputs may name.
     pub http_hosts: Vec<String>,
     /// Roots for `https://` inputs and outputs.
     pub https_ca_file: Option<PathBuf>,
+}
+
+impl Default for LocalDriver {
+    fn default() -> LocalDriver {
+        LocalDriver {
+            isolation: Isolation::default(),
+            run_as: None,
+            attempts_dir: None,
+            disk_reserve_gib: 1,
+            file_roots: Vec::new(),
+            http_hosts: Vec::new(),
+            https_ca_file: None,
+        }
+    }
 }
 
 fn one() -> u32 {
@@ -287,7 +307,8 @@ impl Config {
             pseudonym_secret,
         ];
         let optional = self.policy.iter_mut().map(|policy| &mut policy.cedar);
-        let local = self.local.file_roots.iter_mut().chain(&mut self.local.https_ca_file);
+        let LocalDriver { file_roots, https_ca_file, attempts_dir, .. } = &mut self.local;
+        let local = file_roots.iter_mut().chain(https_ca_file).chain(attempts_dir);
         for path in named.into_iter().chain(optional).chain(local).chain(&mut self.bundle) {
             *path = base.join(&*path);
         }
@@ -369,6 +390,17 @@ gpus_per_node = 4
         assert_eq!(offers.len(), 1);
         assert_eq!(offers[0].pool.to_string(), "FR/jean-zay/h100-80");
         assert_eq!(offers[0].nodes, 364);
+    }
+
+    #[test]
+    fn tasks_are_closed_in_unless_the_operator_says_otherwise() {
+        let local = check(GOOD).expect("a good configuration").local;
+        assert_eq!((local.isolation, local.run_as), (Isolation::Bubblewrap, None));
+        let text = "[local]\nisolation = \"auto\"\nrun_as = { uid = 990, gid = 991 }\nattempts_dir = \"a\"\n";
+        let local = check(&format!("{GOOD}{text}")).expect("a good configuration").local;
+        assert_eq!((local.isolation, local.run_as), (Isolation::Auto, Some(RunAs { uid: 990, gid: 991 })));
+        assert!(local.attempts_dir.expect("a folder").is_absolute());
+        assert_eq!(local.disk_reserve_gib, 1, "what is not named keeps its default");
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! mapping and never by a claim. A caller of another state is relayed there, once, with his token;
 //! home checks the token again and answers, and the answer goes back as it is.
 //!
+//! Where a state runs several gateways, each keeps the tasks that were submitted to it: a request that names a task
+//! goes to the one that the registry names as the task's home.
+//!
 //! Invariant: behind this layer a [`Caller`] is in the request's extensions and is of this state,
 //! except on the routes that every member may answer from its own replica.
 
@@ -15,16 +18,18 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use certs::{BadToken, Caller, Digest, GatewayId, SharedTrust, TrustStore};
+use bytes::Bytes;
+use certs::{BadToken, Caller, Digest, GatewayId, MemberState, SharedTrust, TrustStore};
 use federation::raft::Consensus;
+use federation::{JobId, Registry};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 
 use crate::authority::now_s;
 use crate::error::{Code, Problem};
-use crate::listener::PeerIdentity;
-use crate::peer::{Lane, PeerError, Peers};
+use crate::listener::{PeerIdentity, read_body};
+use crate::peer::{Lane, PeerError, Peers, RELAYED};
 use crate::stages::{Stage, Stages};
 use crate::tes::BODY_BYTES_MAX;
 
@@ -109,43 +114,70 @@ impl Entry {
         caller.map_err(|bad| Problem::new(Code::InvalidToken, bad.to_string()))
     }
 
-    /// Sends a request to the caller's home and returns its answer.
-    async fn relay(&self, caller: &Caller, request: Request) -> Result<Response, Problem> {
-        let home = self
-            .consensus
-            .read(|registry| registry.member(caller.state)?.gateways.first().map(|it| it.id.clone()))
-            .ok_or_else(|| Problem::new(Code::HomeUnreachable, "the caller's state runs no gateway"))?;
-        let (head, body) = request.into_parts();
-        let body = Limited::new(body, BODY_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|_| Problem::new(Code::BodyTooLarge, "send at most 4 MiB"))?
-            .to_bytes();
-        let path = head.uri.path_and_query().map_or("/", |it| it.as_str());
-        let mut relayed = http::Request::builder().method(head.method).uri(format!("/relay{path}"));
-        for name in RELAYED_HEADERS {
-            if let Some(value) = head.headers.get(&name) {
-                relayed = relayed.header(name, value);
+    /// Sends a request to one of these gateways, the first that can be reached, and returns its answer.
+    async fn relay(&self, homes: &[GatewayId], request: Request) -> Result<Response, Problem> {
+        let relayed = relayed(request).await?;
+        let deadline = Instant::now() + RELAY_TIMEOUT;
+        let mut unreachable = Problem::new(Code::HomeUnreachable, "the caller's state runs no gateway");
+        for home in homes {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.peers.send(home, Lane::Tasks, relayed.clone(), left).await {
+                Ok(answer) => return Ok(answer.map(Body::new)),
+                // It was surely not sent, so another one may have it.
+                Err(reason @ PeerError::Unreachable { .. }) => unreachable = home_unreachable(&reason),
+                Err(reason) => return Err(home_unreachable(&reason)),
             }
         }
-        let relayed =
-            relayed.body(Full::new(body)).map_err(|_| Problem::new(Code::BadRequest, "the path cannot be relayed"))?;
-        let answer = self.peers.send(&home, Lane::Tasks, relayed, RELAY_TIMEOUT).await.map_err(home_unreachable)?;
-        Ok(answer.map(Body::new))
+        Err(unreachable)
     }
+}
+
+/// What of a request goes to another gateway.
+async fn relayed(request: Request) -> Result<http::Request<Full<Bytes>>, Problem> {
+    let (head, body) = request.into_parts();
+    let body = read_body(body, BODY_BYTES_MAX).await?;
+    let path = head.uri.path_and_query().map_or("/", |it| it.as_str());
+    let path = format!("{RELAYED}{}", path.trim_start_matches('/'));
+    let mut relayed = http::Request::builder().method(head.method).uri(path);
+    for name in RELAYED_HEADERS {
+        if let Some(value) = head.headers.get(&name) {
+            relayed = relayed.header(name, value);
+        }
+    }
+    relayed.body(Full::new(body)).map_err(|_| Problem::new(Code::BadRequest, "the path cannot be relayed"))
 }
 
 /// The layer in front of everything that only the caller's home may answer.
 pub async fn at_home(State(entry): State<Arc<Entry>>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let caller = entry.authenticate(request.headers())?;
-    if caller.state == entry.me.state {
+    let was_relayed = request.extensions().get::<PeerIdentity>().is_some();
+    if was_relayed && caller.state != entry.me.state {
+        return Err(Problem::new(Code::NotHome, "this request was relayed to a state that is not its caller's home"));
+    }
+    let homes = entry.consensus.read(|registry| homes(registry, &entry.me, caller.state, request.uri().path()));
+    if was_relayed || homes.contains(&entry.me) {
         request.extensions_mut().insert(caller);
         return Ok(next.run(request).await);
     }
-    if request.extensions().get::<PeerIdentity>().is_some() {
-        return Err(Problem::new(Code::NotHome, "this request was relayed to a state that is not its caller's home"));
+    entry.relay(&homes, request).await
+}
+
+/// The gateways that may answer this path for a caller of this state: the one that keeps the task that it names, or else
+/// any of the state. The registry forgets a task some time after its end; then any of the state is asked, too.
+fn homes(registry: &Registry, me: &GatewayId, state: MemberState, path: &str) -> Vec<GatewayId> {
+    let job = task_in(path).and_then(|job| registry.job(&job)).filter(|job| job.home == state);
+    match job {
+        Some(job) => vec![GatewayId { state, name: job.home_gateway.clone() }],
+        None if state == me.state => vec![me.clone()],
+        None => registry.member(state).map_or(vec![], |it| it.gateways.iter().map(|it| it.id.clone()).collect()),
     }
-    entry.relay(&caller, request).await
+}
+
+/// The task that a path names: `…/tasks/{id}`, `…/tasks/{id}:cancel`, `…/tasks/{id}/logs`.
+fn task_in(path: &str) -> Option<JobId> {
+    let (_, named) = path.split_once("/tasks/")?;
+    let id = named.split(['/', ':']).next()?;
+    JobId::parse(id).ok()
 }
 
 /// The layer in front of what every member answers from its own replica, to any known caller.
@@ -173,6 +205,54 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     }
 }
 
-fn home_unreachable(reason: PeerError) -> Problem {
+fn home_unreachable(reason: &PeerError) -> Problem {
     Problem::new(Code::HomeUnreachable, format!("your home gateway did not answer: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::listener::BadBody;
+
+    fn request(body: Body) -> Request {
+        http::Request::post("/ga4gh/tes/v1/tasks?view=FULL")
+            .header(AUTHORIZATION, "Bearer it")
+            .header("cookie", "stays")
+            .body(body)
+            .expect("a request")
+    }
+
+    #[tokio::test]
+    async fn only_what_home_needs_is_relayed() {
+        let relayed = relayed(request(Body::from("{}"))).await.expect("relayed");
+        assert_eq!(relayed.uri(), "/relay/ga4gh/tes/v1/tasks?view=FULL");
+        assert_eq!(relayed.headers().keys().collect::<Vec<_>>(), [AUTHORIZATION]);
+        assert_eq!(relayed.into_body().collect().await.expect("a body").to_bytes(), "{}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_cannot_be_relayed_is_refused_for_what_is_wrong_with_it() {
+        let fails = |bad: BadBody| Body::from_stream(stream::iter([Err::<Bytes, _>(bad)]));
+        for (body, code) in [
+            (fails(BadBody::TooSlow), Code::BodyTooSlow),
+            (fails(BadBody::TooManyBytesHeld), Code::Overloaded),
+            (Body::from(vec![0; BODY_BYTES_MAX + 1]), Code::BodyTooLarge),
+        ] {
+            assert_eq!(relayed(request(body)).await.expect_err("refused").code(), code);
+        }
+    }
+
+    #[test]
+    fn a_path_names_a_task_or_does_not() {
+        let job = JobId::new(1_700_000_000_000, [7; 10]);
+        for path in ["/tasks/ID", "/ga4gh/tes/v1/tasks/ID:cancel", "/v1/tasks/ID/logs", "/v1/tasks/ID/why"] {
+            assert_eq!(task_in(&path.replace("ID", &job.to_string())), Some(job), "{path}");
+        }
+        for path in ["/tasks", "/v1/tasks/", "/v1/tasks/job_x", "/v1/capacity", "/tasks/a/tasks/ID"] {
+            assert_eq!(task_in(&path.replace("ID", &job.to_string())), None, "{path}");
+        }
+    }
 }

@@ -113,6 +113,7 @@ codes! {
     EveryStateDenied = "every-state-denied" FORBIDDEN Federation None, "No state permits it";
     NoPoolFits = "no-pool-fits" BAD_REQUEST Client None, "No pool can ever run it";
     Rejected = "rejected" CONFLICT Federation None, "The registry rejected the change";
+    NotCommittedYet = "not-committed-yet" CONFLICT Federation Some(1), "The registry has not taken the task yet";
     PolicyMoving = "policy-moving" CONFLICT Federation Some(1), "A state's policy changed meanwhile";
     NoLeader = "no-leader" SERVICE_UNAVAILABLE Federation Some(2), "The federation cannot commit right now";
     OutcomeUnknown = "outcome-unknown" SERVICE_UNAVAILABLE Federation Some(2), "It is not known whether the change was made";

@@ -71,7 +71,7 @@ pub fn end(end: &End) -> String {
     match end {
         End::Complete => "complete".into(),
         End::ExecutorError { exit_code } => format!("its command ended with {exit_code}"),
-        End::SystemError { reason } => reason.clone(),
+        End::SystemError { reason } | End::NotPermitted { reason } => reason.to_string(),
         End::Canceled => "canceled".into(),
     }
 }

@@ -1,21 +1,23 @@
 //! A gateway: everything that one process of a member state runs, put together in one place.
 //!
 //! Start: identity, store, consensus, driver, the two faces, and the loops that do what is due.
-//! Stop: no new work, requests in flight end, leadership is handed over, the log is closed. Running
-//! jobs go on under their own supervisors.
+//! Stop: leadership is handed over; no new work, requests in flight end; the other gateways are let go; the log is
+//! closed. Running jobs go on under their own supervisors.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use certs::{LeafIdentity, SharedLeaf, SharedTrust, SigningKey};
+use certs::{GatewayId, KeyId, SharedTrust, SigningKey};
 use federation::Genesis;
 use federation::raft::{Consensus, RaftConfig, Timers};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,27 +28,52 @@ use crate::driver::{Driver, Local};
 use crate::entry::{Entry, Tokens};
 use crate::home::Home;
 use crate::host::Host;
-use crate::listener::{Connections, Face, Limits, serve};
+use crate::listener::{Connections, Face, Limits, raise_open_files, serve};
 use crate::orders::Orders;
 use crate::peer::client::{PeerAddress, RaftLanes};
-use crate::peer::{Peers, server};
-use crate::proposer::{Proposer, Signer};
-use crate::publish;
+use crate::peer::{PeerThreads, Peers, server};
+use crate::proposer::{Proposer, Serials, Signer, lowest_serial};
 use crate::stages::Stages;
 use crate::store::Store;
 use crate::verdicts::Judge;
-use crate::{api, peer};
+use crate::{api, publish};
 
-/// How often the certificate files are looked at for renewal.
-const RELOAD_EVERY: Duration = Duration::from_secs(2);
+mod renewal;
+
+#[cfg(test)]
+mod tests;
+
+use renewal::{Leaves, Renewal};
+
+/// One look for the newest state of the registry.
+const SURE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running gateway.
 pub struct Gateway {
     consensus: Consensus,
     store: Store,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    own_key: OwnKey,
+    /// The public face, what is due, and what both began.
+    work: Part,
+    /// The peer face and the proposer, without which no work ends.
+    ties: Part,
     grace: Duration,
+    /// Last, because everything else uses them.
+    _peer_threads: PeerThreads,
+}
+
+/// What ends together.
+#[derive(Clone, Default)]
+struct Part {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The key by which others know what this gateway says.
+struct OwnKey {
+    gateway: GatewayId,
+    id: KeyId,
+    file: PathBuf,
 }
 
 /// What this gateway is known by.
@@ -54,51 +81,64 @@ struct Identity {
     genesis: Genesis,
     node: u64,
     trust: SharedTrust,
-    peer_leaf: SharedLeaf,
-    public_leaf: SharedLeaf,
+    leaves: Leaves,
     signing: SigningKey,
-    pseudonym_secret: Vec<u8>,
+    own_key: OwnKey,
+    pseudonym_secret: [u8; 32],
 }
 
 impl Gateway {
     /// Starts everything; returns when both faces listen.
     pub async fn start(config: Config) -> anyhow::Result<Gateway> {
         let identity = Identity::read(&config)?;
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        if let Err(cause) = raise_open_files() {
+            tracing::warn!(%cause, "the limit of open files stays as it is");
+        }
+        let (work, ties) = (Part::default(), Part::default());
+        let peer_threads = PeerThreads::start().context("cannot start threads")?;
         fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
         let store = Store::open(&config.data_dir)?;
         // Both ports first: a taken one is the most likely fault, and nothing has happened yet.
         let public = listen(config.public_listen).await?;
-        let peer = listen(config.peer_listen).await?;
+        let peer = peer_threads.handle().spawn(listen(config.peer_listen)).await??;
 
         let peers = Arc::new(identity.peers());
-        let consensus = Consensus::start(
-            RaftConfig {
-                node: identity.node,
-                data_dir: config.data_dir.join("raft"),
-                timers: match config.timers {
-                    TimersProfile::Local => Timers::local(),
-                    TimersProfile::Wan => Timers::wan(),
-                },
+        let raft = RaftConfig {
+            node: identity.node,
+            data_dir: config.data_dir.join("raft"),
+            timers: match config.timers {
+                TimersProfile::Local => Timers::local(),
+                TimersProfile::Wan => Timers::wan(),
             },
-            identity.genesis.clone(),
-            Arc::new(RaftLanes(Arc::clone(&peers))),
-        )
-        .await?;
+        };
+        let transport = Arc::new(RaftLanes(Arc::clone(&peers)));
+        let consensus = Consensus::start(raft, identity.genesis.clone(), transport).await?;
+        let connections = Connections::default();
+        let mut renewal = Renewal {
+            consensus: consensus.clone(),
+            trust: identity.trust.clone(),
+            connections: connections.clone(),
+            peers: Arc::clone(&peers),
+            in_force: Default::default(),
+        };
+        // Since the genesis others may have lost what it says of them.
+        renewal.follow();
         let driver: Arc<dyn Driver> = Arc::new(Local::open(&config)?);
         let signer = Signer { owner: config.gateway.state, key: identity.signing.clone() };
-        let proposer = Proposer::start(consensus.clone(), signer, &tasks, stop.clone());
+        let serials = Serials::open(&config.data_dir, lowest_serial(&consensus, &signer))
+            .context("cannot tell which serials were used before")?;
+        let proposer = Proposer::start(consensus.clone(), signer, serials, &ties.tasks, ties.stop.clone());
+        let judge = Arc::new(Judge::default());
         let orders = Arc::new(Orders {
             me: config.gateway.clone(),
             consensus: consensus.clone(),
             store: store.clone(),
             driver: Arc::clone(&driver),
             peers: Arc::clone(&peers),
+            judge: Arc::clone(&judge),
             signing: identity.signing.clone(),
         });
         let archive = Arc::new(Archive::open(consensus.clone(), store.clone(), Arc::clone(&orders))?);
-        let judge = Arc::new(Judge::default());
         let stages = Arc::new(Stages::default());
         let home = Arc::new(Home::new(
             config.gateway.clone(),
@@ -106,8 +146,9 @@ impl Gateway {
             proposer.clone(),
             store.clone(),
             Arc::clone(&judge),
-            identity.pseudonym_secret.clone(),
+            identity.pseudonym_secret,
             Arc::clone(&stages),
+            Arc::clone(&archive),
         ));
         let entry = Arc::new(Entry {
             me: config.gateway.clone(),
@@ -119,27 +160,32 @@ impl Gateway {
         let app = api::routes(api::Api {
             entry,
             home: Arc::clone(&home),
-            archive: Arc::clone(&archive),
             orders: Arc::clone(&orders),
             consensus: consensus.clone(),
             store: store.clone(),
-            judge: Arc::clone(&judge),
             stages,
+            tasks: work.tasks.clone(),
         });
-        let peer_app = server::routes(consensus.clone(), Arc::clone(&orders), app.clone());
+        let peer_app = server::routes(consensus.clone(), Arc::clone(&orders), app.clone(), Handle::current());
         let grace = Duration::from_millis(config.grace_ms);
-        let connections = Connections::default();
-        let peer_tls = certs::peer_server_config(identity.trust.clone(), identity.peer_leaf.clone());
-        let public_tls = certs::public_server_config(identity.public_leaf.clone());
-        tasks.spawn(serve(
+        let peer_face = serve(
             peer,
-            peer_tls,
-            Face::Peer(connections.clone()),
+            certs::peer_server_config(identity.trust.clone(), identity.leaves.peer.clone()),
+            Face::Peer(connections),
             peer_app,
             Limits::peer().with_grace(grace),
-            stop.clone(),
-        ));
-        tasks.spawn(serve(public, public_tls, Face::Public, app, Limits::public().with_grace(grace), stop.clone()));
+            ties.stop.clone(),
+        );
+        ties.tasks.spawn_on(peer_face, peer_threads.handle());
+        let public_face = serve(
+            public,
+            certs::public_server_config(identity.leaves.public.clone()),
+            Face::Public,
+            app,
+            Limits::public().with_grace(grace),
+            work.stop.clone(),
+        );
+        work.tasks.spawn(public_face);
         consensus.initialize_if_first().await?;
 
         let host = Arc::new(Host {
@@ -151,31 +197,61 @@ impl Gateway {
             home,
             orders,
         });
+        let Part { tasks, stop } = &work;
         tasks.spawn(host.run(tasks.clone(), stop.clone()));
-        tasks.spawn(archive.run(stop.clone()));
-        tasks.spawn(publish::run(config.clone(), consensus.clone(), proposer, stop.clone()));
-        tasks.spawn(reload(config, identity, (connections, peers), consensus.clone(), stop.clone()));
-        Ok(Gateway { consensus, store, stop, tasks, grace })
+        tasks.spawn(archive.run(tasks.clone(), stop.clone()));
+        tasks.spawn(publish::run(config, consensus.clone(), proposer, stop.clone()));
+        tasks.spawn(renewal.run(identity.leaves, stop.clone()));
+        Ok(Gateway { consensus, store, own_key: identity.own_key, work, ties, grace, _peer_threads: peer_threads })
     }
 
-    /// Resolves when this gateway can no longer tell the truth: its log or its store has failed.
+    /// Resolves when this gateway can no longer tell the truth: its log or its store has failed, or nobody would believe
+    /// it.
     pub async fn failed(&self) -> String {
+        let nobody_believes_it = async {
+            match self.refused_key().await {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             reason = self.consensus.failed() => format!("the registry's log failed: {reason}"),
             reason = self.store.failed() => reason.to_string(),
+            reason = nobody_believes_it => reason,
         }
     }
 
-    /// Stops in order.
+    /// Why this gateway's signing key is none, if it is none. The registry says it, and not the genesis, because keys are
+    /// replaced; and it says so when it is up to date, because the key may be newer than what this gateway has heard.
+    async fn refused_key(&self) -> Option<String> {
+        while self.consensus.linearize(SURE_TIMEOUT).await.is_err() {}
+        let OwnKey { gateway, id, file } = &self.own_key;
+        let is_named = self.consensus.read(|registry| {
+            let named = registry.trust().gateway_key(gateway.state, id);
+            named.is_some_and(|(name, _)| *name == gateway.name)
+        });
+        (!is_named).then(|| format!("{} is not a signing key that the registry has for {gateway}", file.display()))
+    }
+
+    /// Stops in order. The whole takes no longer than the grace time and a few seconds.
     pub async fn stop(self) {
         self.consensus.hand_over().await;
-        self.stop.cancel();
-        self.tasks.close();
-        let drained = tokio::time::timeout(self.grace, self.tasks.wait()).await;
-        if drained.is_err() {
+        let deadline = Instant::now() + self.grace;
+        // While the last work is done the others are still needed, and still need this gateway.
+        let in_time = [self.work.end(deadline).await, self.ties.end(deadline).await];
+        if in_time.contains(&false) {
             tracing::warn!("some requests did not end in time and are cut");
         }
         self.consensus.shutdown().await;
+    }
+}
+
+impl Part {
+    /// Whether all of it ended by then.
+    async fn end(&self, deadline: Instant) -> bool {
+        self.stop.cancel();
+        self.tasks.close();
+        timeout_at(deadline, self.tasks.wait()).await.is_ok()
     }
 }
 
@@ -192,99 +268,38 @@ impl Identity {
             .find(|record| record.id == config.gateway)
             .with_context(|| format!("the genesis names no gateway {}", config.gateway))?;
         let node = own.node_id;
-        let signing = read_signing_key(&config.keys.signing)?;
-        let trust = Arc::clone(genesis.trust());
-        let known = trust.gateway_key(config.gateway.state, &signing.public().id());
-        if known.is_none_or(|(name, _)| *name != config.gateway.name) {
-            bail!(
-                "{} is not the signing key that the genesis has for {}",
-                config.keys.signing.display(),
-                config.gateway
-            );
-        }
-        let secret = fs::read_to_string(&config.keys.pseudonym_secret)
-            .with_context(|| format!("cannot read {}", config.keys.pseudonym_secret.display()))?;
+        let file = config.keys.signing.clone();
+        let signing = read_signing_key(&file)?;
+        let own_key = OwnKey { gateway: config.gateway.clone(), id: signing.public().id(), file };
+        let path = &config.keys.pseudonym_secret;
+        let secret = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let secret = BASE64.decode(secret.trim()).with_context(|| format!("{} is not base64", path.display()))?;
+        let Ok(pseudonym_secret) = <[u8; 32]>::try_from(secret.as_slice()) else {
+            bail!("{} holds {} bytes and not the 32 of a pseudonym secret", path.display(), secret.len());
+        };
         Ok(Identity {
             node,
-            trust: SharedTrust::new(trust),
-            peer_leaf: SharedLeaf::new(read_leaf(&config.keys.peer_cert, &config.keys.peer_key)?),
-            public_leaf: SharedLeaf::new(read_leaf(&config.keys.public_cert, &config.keys.public_key)?),
+            trust: SharedTrust::new(Arc::clone(genesis.trust())),
+            leaves: Leaves::read(&config.keys)?,
             signing,
-            pseudonym_secret: BASE64.decode(secret.trim()).context("the pseudonym secret is not base64")?,
+            own_key,
+            pseudonym_secret,
             genesis,
         })
     }
 
-    fn peers(&self) -> peer::Peers {
+    fn peers(&self) -> Peers {
         let addresses = self.genesis.gateways().map(|record| PeerAddress {
             id: record.id.clone(),
             node: record.node_id,
             address: record.peer_address.clone(),
         });
-        Peers::new(self.trust.clone(), self.peer_leaf.clone(), addresses)
+        Peers::new(self.trust.clone(), self.leaves.peer.clone(), addresses)
     }
-}
-
-fn read_leaf(cert: &Path, key: &Path) -> anyhow::Result<LeafIdentity> {
-    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    LeafIdentity::from_pem(&read(cert)?, &read(key)?)
-        .with_context(|| format!("{} and its key do not belong together", cert.display()))
 }
 
 async fn listen(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}; is another gateway or program using this port?"))
-}
-
-/// New trust takes effect with the revision that brings it, renewed certificate files without a restart.
-async fn reload(
-    config: Config,
-    identity: Identity,
-    live: (Connections, Arc<Peers>),
-    consensus: Consensus,
-    stop: CancellationToken,
-) {
-    let mut revisions = consensus.changes();
-    let mut files_at = tokio::time::interval(RELOAD_EVERY);
-    loop {
-        revisions.borrow_and_update();
-        let trust = consensus.read(|registry| Arc::clone(registry.trust()));
-        if !Arc::ptr_eq(&trust, &identity.trust.load()) {
-            identity.trust.store(Arc::clone(&trust));
-            evict(&identity, &live);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = revisions.changed() => {}
-            _ = files_at.tick() => renew(&config, &identity),
-        }
-    }
-}
-
-/// Who is no longer named loses the connections that he still has.
-fn evict(identity: &Identity, (connections, peers): &(Connections, Arc<Peers>)) {
-    let trust = identity.trust.load();
-    for gateway in identity.genesis.gateways().filter(|it| !trust.names(&it.id)) {
-        let closed = connections.close(&gateway.id);
-        peers.hang_up(&gateway.id);
-        tracing::warn!(gateway = %gateway.id, closed, "gateway evicted");
-    }
-}
-
-fn renew(config: &Config, identity: &Identity) {
-    let keys = &config.keys;
-    for (leaf, cert, key) in [
-        (&identity.peer_leaf, &keys.peer_cert, &keys.peer_key),
-        (&identity.public_leaf, &keys.public_cert, &keys.public_key),
-    ] {
-        match read_leaf(cert, key) {
-            Ok(read) if *leaf.load() != read => {
-                tracing::info!(file = %cert.display(), "certificate renewed");
-                leaf.store(Arc::new(read));
-            }
-            Ok(_) => {}
-            Err(cause) => tracing::warn!(%cause, "the certificate stays as it was"),
-        }
-    }
 }

@@ -1,8 +1,9 @@
 //! Home: the state that vouches for a researcher keeps his tasks and decides where they may go.
 //!
 //! A submission goes through here in one straight line: remember, decide, place, store, commit.
-//! Invariants: a task is stored before the registry hears of it; a key or a repeated body never
-//! makes a second task; what the registry refused leaves nothing behind.
+//! Invariants: a task is stored before the registry hears of it, and forgotten only when the registry
+//! surely never takes it; a key or a repeated body never makes a second task; what the registry
+//! refused leaves nothing behind.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -11,17 +12,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use certs::{Caller, Digest, GatewayId};
 use federation::raft::Consensus;
 use federation::{
-    Command, Job, JobId, NoPlacement, Outcome, Placement, Pseudonym, Registry, Rejection, Rerank, Revision, Submit,
-    Timestamp,
+    Command, Job, JobId, NoPlacement, Outcome, Placement, Pseudonym, Reason, Registry, Rejection, Rerank, Revision,
+    Submit, Timestamp,
 };
 use policy::ResearcherFacts;
 
+use crate::archive::Archive;
 use crate::error::{Code, Problem};
-use crate::proposer::Proposer;
+use crate::proposer::{NotCommitted, Proposer};
 use crate::stages::{Stage, Stages};
-use crate::store::{Change, RememberedKey, Store, TaskRecord};
+use crate::store::{Change, RememberedKey, Store, Summary, TaskRecord};
 use crate::tes::{Requirements, Submission};
-use crate::verdicts::{Judge, Question, Verdicts};
+use crate::verdicts::{Judge, Question, Shares, Verdicts};
 
 /// A client that got no answer repeats itself within this (py-tes under its next path prefix).
 const REPEAT_WINDOW_MS: u64 = 60_000;
@@ -29,8 +31,16 @@ const REPEAT_WINDOW_MS: u64 = 60_000;
 const KEY_LIFE_MS: u64 = 24 * 3600 * 1000;
 /// A pack that changes this often during one submission is reported, not chased.
 const STALE_RETRIES: usize = 3;
-/// How long a submission waits for its own gateway to see it.
-const READ_YOUR_WRITE: Duration = Duration::from_secs(5);
+/// How long a submission takes at most, tries and waits together: py-tes gives up after 10 s and repeats itself.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(7);
+/// How long a cancellation waits for its own gateway to see it.
+const READ_YOUR_WRITE: Duration = Duration::from_secs(1);
+/// Half of what the registry takes from a state, so that no researcher locks the others out.
+const OPEN_TASKS_PER_RESEARCHER_MAX: usize = federation::limits::OPEN_JOBS_PER_STATE_MAX / 2;
+/// Payloads of one researcher's open tasks: 512 of the largest, or 2,000 of half a megabyte.
+const OPEN_BYTES_PER_RESEARCHER_MAX: u64 = 2 * 1_024 * 1_024 * 1_024;
+/// Keys of submissions that ended without an answer: 10,000 x ~100 bytes = 1 MiB.
+const UNANSWERED_MAX: usize = 10_000;
 
 /// The home side of a gateway.
 pub struct Home {
@@ -39,10 +49,13 @@ pub struct Home {
     proposer: Proposer,
     store: Store,
     judge: Arc<Judge>,
-    pseudonym_secret: Vec<u8>,
+    pseudonym_secret: [u8; 32],
     stages: Arc<Stages>,
+    archive: Arc<Archive>,
+    started_at: Timestamp,
     in_progress: Mutex<HashSet<Vec<u8>>>,
-    explained: Mutex<HashSet<Digest>>,
+    /// Repeatable keys whose submission ended without its client hearing of a success.
+    unanswered: Mutex<HashSet<Vec<u8>>>,
 }
 
 /// A submission as it arrived: what makes it the same as an earlier one.
@@ -67,14 +80,16 @@ pub struct Accepted {
 
 impl Home {
     /// The home side of this gateway.
+    #[expect(clippy::too_many_arguments, reason = "each is one part of the gateway")]
     pub fn new(
         me: GatewayId,
         consensus: Consensus,
         proposer: Proposer,
         store: Store,
         judge: Arc<Judge>,
-        pseudonym_secret: Vec<u8>,
+        pseudonym_secret: [u8; 32],
         stages: Arc<Stages>,
+        archive: Arc<Archive>,
     ) -> Home {
         Home {
             me,
@@ -84,8 +99,10 @@ impl Home {
             judge,
             pseudonym_secret,
             stages,
+            archive,
+            started_at: now(),
             in_progress: Mutex::default(),
-            explained: Mutex::default(),
+            unanswered: Mutex::default(),
         }
     }
 
@@ -104,22 +121,26 @@ impl Home {
         arrival: &Arrival,
     ) -> Result<Accepted, Problem> {
         let owner = self.pseudonym(caller);
-        let keys = scoped_keys(&owner, arrival);
-        let _claim = self.claim(&keys)?;
-        let now = now();
-        let known = self.known(&keys, arrival, now)?;
+        let key = ScopedKey::of(&owner, arrival);
+        let _claim = self.claim(&key)?;
+        let (now, deadline) = (now(), tokio::time::Instant::now() + SUBMIT_TIMEOUT);
+        let known = self.known(&key, arrival, now)?;
         if let Some(known) = &known
             && let Some(accepted) = self.still_there(known)?
         {
             return Ok(accepted);
         }
+        self.refuse_excess(&owner)?;
         let question = Question::new(facts(caller), &requirements.shape, &requirements.labels);
         let begun = Instant::now();
         let (verdicts, placement) = self.decide_and_place(&question, requirements)?;
         let decided = self.stages.add(Stage::DecideAndPlace, begun);
         // A remembered task that the registry does not show may still be on its way to it: the same
         // id makes the second commit harmless.
-        let job = known.map_or_else(|| JobId::new(now.0, certs::entropy::bytes()), |it| it.job);
+        let (job, is_new) = match known {
+            Some(known) => (known.job, false),
+            None => (JobId::new(now.0, certs::entropy::bytes()), true),
+        };
         let task = TaskRecord {
             job,
             owner,
@@ -130,64 +151,102 @@ impl Home {
             explanation: verdicts.digest,
         };
         let payload = Digest::of(&task.payload);
-        self.remember(task, &keys, arrival, &verdicts).await?;
+        self.archive.expect(job, owner, task.payload.len() as u64);
+        self.remember(task, submission, &key, arrival, &verdicts).await?;
         let stored = self.stages.add(Stage::Store, decided);
         let submit = self.command(job, owner, payload, requirements, &verdicts, placement, now);
-        let committed = self.commit(submit, &question, requirements).await;
+        let committed = self.commit(submit, &question, requirements, deadline).await;
         self.stages.add(Stage::Commit, stored);
         match committed {
-            Ok(revision) => Ok(Accepted { job, revision }),
-            Err(Failed::Refused(problem)) => {
-                let keys = keys.into_iter().map(|(key, _)| key).collect();
-                self.store.write(Change::Forget { job, owner, keys }).await?;
+            Ok(revision) => {
+                lock(&self.unanswered).remove(&key.bytes);
+                Ok(Accepted { job, revision })
+            }
+            // An earlier try of the same task may still be on its way: only a task of this call is forgotten.
+            Err(Failed::Refused(problem)) if is_new => {
+                self.archive.forget(&job);
+                self.store.write(Change::Forget { job, owner, keys: vec![key.bytes] }).await?;
                 Err(problem)
             }
-            // The registry may have taken it: the task stays, and a retry with the same key finds it.
-            Err(Failed::Unknown(problem)) => Err(problem),
+            // The registry may have taken it: the task stays, and its client's retry finds it.
+            Err(Failed::Refused(problem) | Failed::Unknown(problem)) => {
+                let mut unanswered = lock(&self.unanswered);
+                if unanswered.len() >= UNANSWERED_MAX {
+                    unanswered.clear();
+                }
+                unanswered.insert(key.bytes);
+                Err(problem)
+            }
         }
     }
 
     /// What every state would say, without any effect.
     pub fn explain(&self, caller: &Caller, requirements: &Requirements) -> Arc<Verdicts> {
         let question = Question::new(facts(caller), &requirements.shape, &requirements.labels);
-        self.consensus.read(|registry| self.judge.verdicts(registry, &question))
+        self.judge.verdicts(&self.consensus, &question, Shares::Now)
     }
 
-    /// Decides again for a queued job whose packs have moved.
+    /// Decides again for a queued job whose packs or pools have moved. One that is permitted nowhere any more ends.
     pub async fn rerank(&self, job: JobId) -> Result<(), Problem> {
         let Some(record) = self.store.task(&job)? else {
             return Ok(());
         };
-        let command = self.consensus.read(|registry| {
-            let queued = registry.job(&job)?;
-            let question = Question::new(record.researcher.clone(), &queued.shape, &queued.labels);
-            let verdicts = self.judge.verdicts(registry, &question);
-            let zones = Submission::from_payload(&record.payload)
-                .ok()
-                .and_then(|it| it.requirements().ok())
-                .map_or(vec![], |it| it.zones);
-            let candidates = federation::place(registry, &queued.shape, &verdicts.permits(), &zones)
-                .map_or(vec![], |placement| placement.candidates);
-            Some(Command::Rerank(Rerank { job, candidates, decided_on: verdicts.decided_on.clone() }))
-        });
-        if let Some(command) = command {
-            self.proposer.commit(command).await?;
+        let Some(queued) = self.consensus.read(|registry| registry.job_arc(&job)) else {
+            return Ok(());
+        };
+        let question = Question::new(record.researcher.clone(), &queued.shape, &queued.labels);
+        let zones = Submission::from_payload(&record.payload)
+            .ok()
+            .and_then(|it| it.requirements().ok())
+            .map_or(vec![], |it| it.zones);
+        let verdicts = self.judge.verdicts(&self.consensus, &question, Shares::AtRest);
+        let permits = verdicts.permits();
+        let placed = self.consensus.read(|registry| federation::place(registry, &queued.shape, &permits, &zones));
+        let (candidates, reason) = match placed {
+            Ok(placement) => (placement.candidates, None),
+            Err(none) => (vec![], Some(Reason::new(&format!("no pool may run it any more: {none}")))),
+        };
+        let decided_on = verdicts.decided_on.clone();
+        let rerank = Rerank { job, candidates, decided_on, reason };
+        match self.proposer.commit(Command::Rerank(rerank)).await? {
+            (_, Outcome::Rejected(reason)) => Err(rejected(&reason)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Asks for a task's end. It is CANCELING until the host has released the GPUs.
     pub async fn cancel(&self, job: JobId) -> Result<(), Problem> {
+        if self.store.ended(&job)?.is_some() {
+            return Ok(());
+        }
         let (revision, outcome) = self.proposer.commit(Command::Cancel { job, at: now() }).await?;
+        let _a_late_replica_only_shows_it_later = self.consensus.wait_for(revision, READ_YOUR_WRITE).await;
         match outcome {
+            // Its submission may still be under way, and would then run.
+            Outcome::Rejected(Rejection::UnknownJob) if self.store.ended(&job)?.is_none() => Err(Problem::new(
+                Code::NotCommittedYet,
+                "the registry has not taken this task yet; ask again in a second",
+            )),
             // A task that has ended, or whose job has left the registry, stays as it is.
             Outcome::Rejected(Rejection::UnknownJob | Rejection::WrongState { .. }) => Ok(()),
             Outcome::Rejected(reason) => Err(Problem::new(Code::Rejected, reason.to_string())),
-            _ => {
-                let _a_late_replica_only_shows_it_later = self.consensus.wait_for(revision, READ_YOUR_WRITE).await;
-                Ok(())
-            }
+            _ => Ok(()),
         }
+    }
+
+    fn refuse_excess(&self, owner: &Pseudonym) -> Result<(), Problem> {
+        let open = self.archive.open_of(owner);
+        if open.tasks < OPEN_TASKS_PER_RESEARCHER_MAX && open.bytes < OPEN_BYTES_PER_RESEARCHER_MAX {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::TooManyOpenTasks,
+            format!(
+                "you have {} open tasks of {} MiB together; wait until some have ended, or cancel some",
+                open.tasks,
+                open.bytes / (1_024 * 1_024)
+            ),
+        ))
     }
 
     fn decide_and_place(
@@ -195,11 +254,10 @@ impl Home {
         question: &Question,
         requirements: &Requirements,
     ) -> Result<(Arc<Verdicts>, Placement), Problem> {
+        let verdicts = self.judge.verdicts(&self.consensus, question, Shares::Now);
+        let permits = verdicts.permits();
         self.consensus.read(|registry| {
-            let verdicts = self.judge.verdicts(registry, question);
-            let permits = verdicts.permits();
-            let shape = &requirements.shape;
-            match federation::place(registry, shape, &permits, &requirements.zones) {
+            match federation::place(registry, &requirements.shape, &permits, &requirements.zones) {
                 Ok(placement) => Ok((verdicts, placement)),
                 Err(reason) => Err(no_placement(registry, &verdicts, &reason)),
             }
@@ -209,22 +267,26 @@ impl Home {
     async fn remember(
         &self,
         task: TaskRecord,
-        keys: &[(Vec<u8>, u64)],
+        submission: &Submission,
+        key: &ScopedKey,
         arrival: &Arrival,
         verdicts: &Verdicts,
     ) -> Result<(), Problem> {
-        let remembered =
-            RememberedKey { body: arrival.body, job: task.job, face: arrival.face.clone(), at: task.created_at };
-        let keys = keys.iter().map(|(key, _)| (key.clone(), remembered.clone())).collect();
-        let known = lock(&self.explained).contains(&verdicts.digest);
+        let (at, until) = (task.created_at, Timestamp(task.created_at.0 + key.life_ms));
+        let remembered = RememberedKey { body: arrival.body, job: task.job, face: arrival.face.clone(), at, until };
+        let summary = Summary {
+            name: submission.task().name.clone(),
+            tags: submission.task().tags.clone(),
+            payload_bytes: task.payload.len() as u64,
+            explanation: verdicts.digest,
+        };
         let accept = Change::Accept {
             task: Box::new(task),
-            keys,
-            explanation: (!known).then(|| Arc::clone(&verdicts.explanation)),
+            summary,
+            keys: vec![(key.bytes.clone(), remembered)],
+            explanation: Arc::clone(&verdicts.explanation),
         };
-        self.store.write(accept).await?;
-        lock(&self.explained).insert(verdicts.digest);
-        Ok(())
+        Ok(self.store.write(accept).await?)
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is one field of the command")]
@@ -260,17 +322,24 @@ impl Home {
         mut submit: Submit,
         question: &Question,
         requirements: &Requirements,
+        deadline: tokio::time::Instant,
     ) -> Result<Revision, Failed> {
         for _ in 0..STALE_RETRIES {
             let (revision, outcome) =
-                self.proposer.commit(Command::Submit(submit.clone())).await.map_err(Failed::from)?;
+                self.proposer.commit_by(Command::Submit(submit.clone()), deadline).await.map_err(Failed::from)?;
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let seen = self.consensus.wait_for(revision, left).await;
             match outcome {
-                Outcome::Done | Outcome::Granted { .. } | Outcome::Queued | Outcome::Duplicate => {
-                    let _a_late_replica_only_shows_it_later = self.consensus.wait_for(revision, READ_YOUR_WRITE).await;
-                    return Ok(revision);
+                Outcome::Done | Outcome::Granted { .. } | Outcome::Queued | Outcome::Duplicate => return Ok(revision),
+                // The answer to the first try was lost: whether it was taken is in the registry.
+                Outcome::Replayed if seen.is_err() => return Err(Failed::from(NotCommitted::Unknown)),
+                Outcome::Replayed => {
+                    let taken = self.consensus.read(|registry| registry.job(&submit.job).is_some());
+                    if taken {
+                        return Ok(revision);
+                    }
                 }
                 Outcome::Rejected(Rejection::StalePolicy { .. }) => {
-                    let _decide_on_what_is_here_if_late = self.consensus.wait_for(revision, READ_YOUR_WRITE).await;
                     let (verdicts, placement) =
                         self.decide_and_place(question, requirements).map_err(Failed::Refused)?;
                     submit.candidates = placement.candidates;
@@ -285,49 +354,36 @@ impl Home {
         )))
     }
 
-    /// At most one submission at a time under one key.
-    fn claim(&self, keys: &[(Vec<u8>, u64)]) -> Result<Claim<'_>, Problem> {
-        let mut in_progress = lock(&self.in_progress);
-        let named: Vec<_> = keys.iter().map(|(key, _)| key.clone()).collect();
+    /// At most one submission at a time under one key of a client.
+    fn claim(&self, key: &ScopedKey) -> Result<Claim<'_>, Problem> {
         // Only a client's own key is claimed; repeating a body is no conflict.
-        let own = named.iter().find(|key| key[16] == b'k');
-        if own.is_some_and(|key| in_progress.contains(key)) {
+        let claimed = key.is_own.then(|| key.bytes.clone());
+        if let Some(claimed) = &claimed
+            && !lock(&self.in_progress).insert(claimed.clone())
+        {
             return Err(Problem::new(
                 Code::IdempotencyInProgress,
                 "a request with this Idempotency-Key is still being worked on; ask again shortly",
             ));
         }
-        let claimed = own.cloned();
-        in_progress.extend(claimed.clone());
         Ok(Claim { home: self, claimed })
     }
 
-    fn known(
-        &self,
-        keys: &[(Vec<u8>, u64)],
-        arrival: &Arrival,
-        now: Timestamp,
-    ) -> Result<Option<RememberedKey>, Problem> {
-        for (key, life_ms) in keys {
-            let Some(known) = self.store.key(key)? else {
-                continue;
-            };
-            if now.0.saturating_sub(known.at.0) > *life_ms {
-                continue;
-            }
-            let own = key[16] == b'k';
-            if own && known.body != arrival.body {
-                return Err(Problem::new(
-                    Code::IdempotencyMismatch,
-                    "this Idempotency-Key was used for another body; choose a new key",
-                ));
-            }
-            // The same body by the same path is a second task; by another path it is a repeat.
-            if own || known.face != arrival.face {
-                return Ok(Some(known));
-            }
+    fn known(&self, key: &ScopedKey, arrival: &Arrival, now: Timestamp) -> Result<Option<RememberedKey>, Problem> {
+        let Some(known) = self.store.key(&key.bytes)?.filter(|known| now <= known.until) else {
+            return Ok(None);
+        };
+        if key.is_own && known.body != arrival.body {
+            return Err(Problem::new(
+                Code::IdempotencyMismatch,
+                "this Idempotency-Key was used for another body; choose a new key",
+            ));
         }
-        Ok(None)
+        // The same body by the same path is a second task; by another path it is a repeat, and so it is when its
+        // client cannot have heard of the first.
+        let unheard = || known.at < self.started_at || lock(&self.unanswered).contains(&key.bytes);
+        let same_task = key.is_own || known.face != arrival.face || unheard();
+        Ok(same_task.then_some(known))
     }
 
     /// A remembered task counts only if the registry took it.
@@ -335,7 +391,8 @@ impl Home {
         let job = known.job;
         let (revision, in_registry) =
             self.consensus.read(|registry| (registry.revision(), registry.job(&job).is_some()));
-        let there = in_registry || self.store.archived(&job)?.is_some();
+        // An empty end: it was given up, because the registry never took it.
+        let there = in_registry || self.store.ended(&job)?.is_some_and(|ended| !ended.is_empty());
         Ok(there.then_some(Accepted { job, revision }))
     }
 }
@@ -355,30 +412,42 @@ impl Drop for Claim<'_> {
 }
 
 enum Failed {
+    /// The registry did not and will not take this call's command.
     Refused(Problem),
+    /// It may have taken it, or may take it yet.
     Unknown(Problem),
 }
 
-impl From<crate::proposer::NotCommitted> for Failed {
-    fn from(reason: crate::proposer::NotCommitted) -> Failed {
+impl From<NotCommitted> for Failed {
+    fn from(reason: NotCommitted) -> Failed {
         match reason {
-            unknown @ crate::proposer::NotCommitted::Unknown => Failed::Unknown(unknown.into()),
+            unknown @ NotCommitted::Unknown => Failed::Unknown(unknown.into()),
             refused => Failed::Refused(refused.into()),
         }
     }
 }
 
-/// `owner || 'k' || key` for a client's own key, `owner || 'b' || digest` for a repeated body, each
-/// with its life in milliseconds.
-fn scoped_keys(owner: &Pseudonym, arrival: &Arrival) -> Vec<(Vec<u8>, u64)> {
-    let mut keys = Vec::with_capacity(2);
-    if let Some(key) = &arrival.key {
-        keys.push(([&owner.0[..], b"k", key.as_bytes()].concat(), KEY_LIFE_MS));
-    } else {
-        let body = [&owner.0[..], b"b", &arrival.body.0].concat();
-        keys.push((body, REPEAT_WINDOW_MS));
+/// Under what a submission is found again: `owner || 'k' || key` for a client's own key, `owner || 'b' || digest`
+/// for a body that may be repeated.
+struct ScopedKey {
+    bytes: Vec<u8>,
+    life_ms: u64,
+    is_own: bool,
+}
+
+impl ScopedKey {
+    fn of(owner: &Pseudonym, arrival: &Arrival) -> ScopedKey {
+        match &arrival.key {
+            Some(key) => {
+                let bytes = [&owner.0[..], b"k", key.as_bytes()].concat();
+                ScopedKey { bytes, life_ms: KEY_LIFE_MS, is_own: true }
+            }
+            None => {
+                let bytes = [&owner.0[..], b"b", &arrival.body.0].concat();
+                ScopedKey { bytes, life_ms: REPEAT_WINDOW_MS, is_own: false }
+            }
+        }
     }
-    keys
 }
 
 /// What home attests about a caller, as packs see it.

@@ -4,19 +4,20 @@
 //! driver, every action is idempotent, and a restart simply computes it again.
 //!
 //! Invariants: a job starts only after this state's own live pack has permitted it here and the
-//! registry has committed `Start`; one action per attempt is in flight at a time.
+//! registry has committed `Start`; one action per attempt is in hand at a time; what is declined or
+//! cancelled is first made impossible at the driver.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use certs::{Digest, Envelope, GatewayId};
 use federation::raft::Consensus;
-use federation::{Action, Command, End, Job, JobId, JobState, Mandate, Outcome, PoolId, Timestamp};
+use federation::{Action, Command, End, Job, JobId, JobState, Mandate, Outcome, PoolId, Rejection, Timestamp};
 use policy::Decision;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::claims::{Claims, Subject};
 use crate::driver::{AttemptStatus, Driver, DriverError, WorkOrder};
 use crate::home::{Home, now};
 use crate::orders::{NoOrder, Order, Orders};
@@ -24,12 +25,14 @@ use crate::proposer::{NotCommitted, Proposer};
 use crate::tes::Submission;
 use crate::verdicts::{Judge, Question};
 
+mod claims;
+
 /// Even when nothing is heard, what is due is computed this often.
 const TICK: Duration = Duration::from_millis(500);
 /// How long the host waits for its own replica after a commit.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Actions in flight at once.
-const IN_FLIGHT_MAX: usize = 64;
+/// How often what the driver holds is held against the registry.
+const RECONCILE_EVERY: Duration = Duration::from_secs(10);
 
 /// The host side of a gateway, with the chores of home that are due like everything else.
 pub struct Host {
@@ -49,31 +52,32 @@ pub struct Host {
     pub orders: Arc<Orders>,
 }
 
-/// Why an action came to nothing this time. It is due again at once or at the next tick.
+/// Why an action came to nothing this time. It is due again after a short rest.
 #[derive(Debug, thiserror::Error)]
 enum Undone {
     #[error(transparent)]
     NotCommitted(#[from] NotCommitted),
+    #[error("the registry rejected it: {0}")]
+    Rejected(Rejection),
     #[error(transparent)]
     NoOrder(#[from] NoOrder),
     #[error(transparent)]
     Driver(#[from] DriverError),
-    #[error("the order is wrong: {0}")]
-    BadOrder(String),
     #[error("{0}")]
     Home(String),
 }
 
 impl Host {
-    /// Runs until `stop`, then returns at once; running jobs go on without this process.
+    /// Runs until `stop`; running jobs go on without this process.
     pub async fn run(self: Arc<Self>, tasks: TaskTracker, stop: CancellationToken) {
-        let in_flight = Arc::new(Mutex::new(HashSet::new()));
+        let claims = Claims::default();
         let mut revisions = self.consensus.changes();
         let mut attempts = self.driver.changes();
+        tasks.spawn(Arc::clone(&self).reconcile(stop.clone()));
         loop {
             revisions.borrow_and_update();
             attempts.borrow_and_update();
-            self.start_due(&in_flight, &tasks);
+            self.start_due(&claims, &tasks, &stop);
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = revisions.changed() => {}
@@ -83,28 +87,78 @@ impl Host {
         }
     }
 
-    fn start_due(self: &Arc<Self>, in_flight: &InFlight, tasks: &TaskTracker) {
-        let due = self.consensus.read(|registry| federation::due(registry, &self.me, now()));
-        for action in due {
-            let Some(claim) = claim(in_flight, format!("{action:?}")) else {
+    fn start_due(self: &Arc<Self>, claims: &Claims, tasks: &TaskTracker, stop: &CancellationToken) {
+        for duty in self.duties() {
+            let Some(claim) = claims.take(duty.subject, duty.order_of) else {
                 continue;
             };
-            let host = Arc::clone(self);
+            let (host, claims, stop) = (Arc::clone(self), claims.clone(), stop.clone());
             tasks.spawn(async move {
-                if let Err(reason) = host.act(&action).await {
-                    tracing::warn!(?action, %reason, "not done yet");
-                    // The same action is due again; a short rest keeps a fault from spinning.
-                    tokio::time::sleep(TICK).await;
-                }
+                let act = async {
+                    if let Err(reason) = host.act(&duty.action, &claims).await {
+                        tracing::warn!(action = ?duty.action, %reason, "not done yet");
+                        // The same action is due again; a short rest keeps a fault from spinning.
+                        tokio::time::sleep(TICK).await;
+                    }
+                };
+                // Every action may be broken off anywhere: a kill does the same.
+                stop.run_until_cancelled(act).await;
                 drop(claim);
             });
         }
     }
 
-    async fn act(&self, action: &Action) -> Result<(), Undone> {
+    /// What is due, less the polls that would tell nothing new, plus what the driver has to report.
+    fn duties(&self) -> Vec<Duty> {
+        let (due, reported) = self.consensus.read(|registry| {
+            let due: Vec<_> = federation::due(registry, &self.me, now())
+                .into_iter()
+                .map(|action| {
+                    let job = subject_job(&action).and_then(|job| registry.job(&job));
+                    (action, job.map(|job| (job.home, job.state)))
+                })
+                .collect();
+            let reported = self.driver.pools().into_iter().map(|pool| {
+                let report = registry.offer(&pool).and_then(|offer| offer.report.clone());
+                (pool, report)
+            });
+            (due, reported.collect::<Vec<_>>())
+        });
+        let mut duties: Vec<_> = due
+            .into_iter()
+            .filter_map(|(action, job)| {
+                let subject = subject(&action);
+                let order_of = match (&action, job) {
+                    (Action::Dispatch { .. }, Some((home, _))) => Some(home),
+                    (Action::Poll { job, attempt }, Some((home, state))) => match self.driver.poll(job, *attempt) {
+                        AttemptStatus::Starting => return None,
+                        AttemptStatus::Running { .. } if state == JobState::Running => return None,
+                        AttemptStatus::Unknown if state == JobState::Starting => Some(home),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                Some(Duty { action, subject, order_of })
+            })
+            .collect();
+        for (pool, before) in reported {
+            let moved = |before, report: &federation::CapacityReport| {
+                let shown = |it: &federation::CapacityReport| (it.lendable.clone(), it.problem.clone());
+                before != Some(shown(report))
+            };
+            let before = before.map(|it| (it.lendable, it.problem));
+            if self.driver.capacity(&pool).is_some_and(|report| moved(before, &report)) {
+                let action = Action::Report { pool };
+                duties.push(Duty { subject: subject(&action), action, order_of: None });
+            }
+        }
+        duties
+    }
+
+    async fn act(&self, action: &Action, claims: &Claims) -> Result<(), Undone> {
         match action {
-            Action::Dispatch { job, attempt } => self.dispatch(*job, *attempt).await,
-            Action::Poll { job, attempt } => self.poll(*job, *attempt).await,
+            Action::Dispatch { job, attempt } => self.dispatch(*job, *attempt, claims).await,
+            Action::Poll { job, attempt } => self.poll(*job, *attempt, claims).await,
             Action::Stop { job, attempt } => self.stop(*job, *attempt).await,
             Action::Rerank { job } => self.home.rerank(*job).await.map_err(|problem| Undone::Home(problem.to_string())),
             Action::Report { pool } => self.report(pool).await,
@@ -112,82 +166,97 @@ impl Host {
     }
 
     /// A grant on one of our pools: fetch the order, decide again, commit `Start`, hand over.
-    async fn dispatch(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
+    async fn dispatch(&self, job: JobId, attempt: u32, claims: &Claims) -> Result<(), Undone> {
         let Some(record) = self.current(job, attempt) else {
             return Ok(());
         };
-        let order = self.orders.fetch(&record, attempt).await?;
-        let checked = self.check_order(&record, attempt, &order)?;
-        if let Some(reason) = self.refusal(&record, &checked.question) {
-            return self.commit(Command::Decline { job, attempt, reason, at: now() }).await;
-        }
+        let work = match self.permitted_work(&record, attempt, claims).await? {
+            Ok(work) => work,
+            Err(reason) => return self.decline(job, attempt, &reason).await,
+        };
         self.commit(Command::Start { job, attempt, at: now() }).await?;
-        self.hand_over(&record, attempt, checked.work).await
+        match self.current(job, attempt) {
+            Some(started) if started.state == JobState::Starting && !started.cancel_requested => {
+                self.hand_over(job, attempt, work).await
+            }
+            // Cancelled meanwhile, or not seen here yet: what is due then is computed anew.
+            _ => Ok(()),
+        }
     }
 
     /// The registry says that this attempt was started: see how far it is.
-    async fn poll(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
+    async fn poll(&self, job: JobId, attempt: u32, claims: &Claims) -> Result<(), Undone> {
         let Some(record) = self.current(job, attempt) else {
             return Ok(());
         };
         match self.driver.poll(&job, attempt) {
-            // Killed between `Start` and the driver: the claim was never made, so make it now.
+            // Killed between `Start` and the driver: the claim was never made. The pack may have moved meanwhile.
+            AttemptStatus::Unknown if record.state == JobState::Starting => {
+                match self.permitted_work(&record, attempt, claims).await? {
+                    Ok(work) => self.hand_over(job, attempt, work).await,
+                    Err(reason) => {
+                        // From here on this attempt never runs, whatever is said later.
+                        self.driver.cancel(&job, attempt).await?;
+                        self.decline(job, attempt, &reason).await
+                    }
+                }
+            }
+            // It ran, and its factory has lost every trace of it: it must not run a second time.
             AttemptStatus::Unknown => {
-                let order = self.orders.fetch(&record, attempt).await?;
-                let checked = self.check_order(&record, attempt, &order)?;
-                self.hand_over(&record, attempt, checked.work).await
-            }
-            AttemptStatus::Starting => Ok(()),
-            AttemptStatus::Running { started_ms } => {
-                if record.state == JobState::Starting {
-                    self.run_since(job, attempt, Timestamp(started_ms)).await?;
-                }
-                Ok(())
-            }
-            AttemptStatus::Done { end, record: done } => {
-                if record.state == JobState::Starting
-                    && let Some(started_ms) = done.started_ms()
-                {
-                    self.run_since(job, attempt, Timestamp(started_ms)).await?;
-                }
+                self.driver.cancel(&job, attempt).await?;
+                let end = End::system_error("the factory lost this attempt while it ran");
                 self.finish(job, attempt, end).await
             }
+            AttemptStatus::Starting => Ok(()),
+            AttemptStatus::Running { started_ms } if record.state == JobState::Starting => {
+                self.commit(Command::Run { job, attempt, at: Timestamp(started_ms) }).await
+            }
+            AttemptStatus::Running { .. } => Ok(()),
+            AttemptStatus::Done { end, started_ms } => self.conclude(&record, attempt, end, started_ms).await,
         }
     }
 
+    /// A cancelled attempt ends when its driver says that nothing of it is left.
     async fn stop(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
+        let Some(record) = self.current(job, attempt) else {
+            return Ok(());
+        };
         match self.driver.poll(&job, attempt) {
-            AttemptStatus::Unknown => self.finish(job, attempt, End::Canceled).await,
-            AttemptStatus::Done { end, .. } => self.finish(job, attempt, end).await,
-            AttemptStatus::Starting | AttemptStatus::Running { .. } => {
+            AttemptStatus::Done { end, started_ms } => self.conclude(&record, attempt, end, started_ms).await,
+            // Also one that the driver never heard of: from here on it never will run it.
+            AttemptStatus::Unknown | AttemptStatus::Starting | AttemptStatus::Running { .. } => {
                 self.driver.cancel(&job, attempt).await?;
                 Ok(())
             }
         }
     }
 
-    async fn report(&self, pool: &PoolId) -> Result<(), Undone> {
-        let reports = self.driver.capacity().await?;
-        for report in reports.into_iter().filter(|report| report.pool == *pool) {
-            self.commit(Command::ReportCapacity(report)).await?;
+    /// Says of an ended attempt that it ran, if the registry has not heard of it yet, and how it ended.
+    async fn conclude(&self, record: &Job, attempt: u32, end: End, started_ms: Option<u64>) -> Result<(), Undone> {
+        if let (JobState::Starting, Some(started_ms)) = (record.state, started_ms) {
+            self.commit(Command::Run { job: record.id, attempt, at: Timestamp(started_ms) }).await?;
         }
-        Ok(())
+        self.finish(record.id, attempt, end).await
     }
 
-    async fn hand_over(&self, job: &Job, attempt: u32, work: WorkOrder) -> Result<(), Undone> {
+    async fn report(&self, pool: &PoolId) -> Result<(), Undone> {
+        match self.driver.capacity(pool) {
+            Some(report) => self.commit(Command::ReportCapacity(report)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn hand_over(&self, job: JobId, attempt: u32, work: WorkOrder) -> Result<(), Undone> {
         match self.driver.submit(work).await {
             Ok(()) => Ok(()),
             // The driver will never take this order: that is an end, with its reason.
-            Err(DriverError::Refused(reason)) => {
-                let end = End::SystemError { reason };
-                self.finish(job.id, attempt, end).await
-            }
+            Err(DriverError::Refused(reason)) => self.finish(job, attempt, End::system_error(&reason)).await,
             Err(other) => Err(other.into()),
         }
     }
 
-    async fn run_since(&self, job: JobId, attempt: u32, at: Timestamp) -> Result<(), Undone> {
-        self.commit(Command::Run { job, attempt, at }).await
+    async fn decline(&self, job: JobId, attempt: u32, reason: &str) -> Result<(), Undone> {
+        self.commit(Command::Decline { job, attempt, reason: reason.into(), at: now() }).await
     }
 
     async fn finish(&self, job: JobId, attempt: u32, end: End) -> Result<(), Undone> {
@@ -197,51 +266,118 @@ impl Host {
     /// Commits and waits until this replica shows it, so that the same action is not due again.
     async fn commit(&self, command: Command) -> Result<(), Undone> {
         let (revision, outcome) = self.proposer.commit(command).await?;
-        if let Outcome::Rejected(reason) = outcome {
-            tracing::info!(%reason, "the registry rejected a transition");
-        }
         let _seen_later_if_late = self.consensus.wait_for(revision, SEEN_TIMEOUT).await;
-        Ok(())
+        match outcome {
+            Outcome::Rejected(reason) => Err(Undone::Rejected(reason)),
+            // What became of it is in the registry; what is due is computed from there.
+            _ => Ok(()),
+        }
     }
 
     fn current(&self, job: JobId, attempt: u32) -> Option<Job> {
         self.consensus.read(|registry| {
             let record = registry.job(&job)?;
-            let current = record.attempt().is_some_and(|it| it.number == attempt);
+            let current = record.holding().is_some_and(|it| it.number == attempt);
             current.then(|| record.clone())
         })
     }
 
-    fn check_order(&self, job: &Job, attempt: u32, order: &Order) -> Result<Checked, Undone> {
-        let mandate = Envelope::parse(&order.mandate)
-            .map_err(|cause| cause.to_string())
-            .and_then(|envelope| {
-                self.consensus
-                    .read(|registry| Mandate::open(&envelope, registry.trust(), registry.epoch()))
-                    .map_err(|cause| cause.to_string())
-            })
-            .map_err(Undone::BadOrder)?;
-        mandate.matches(job).map_err(|cause| Undone::BadOrder(cause.to_string()))?;
+    /// The work of an attempt, if home, this state's live pack and the driver let it run here; else why not.
+    async fn permitted_work(
+        &self,
+        record: &Job,
+        attempt: u32,
+        claims: &Claims,
+    ) -> Result<Result<WorkOrder, String>, Undone> {
+        let order = match self.orders.fetch(record, attempt).await {
+            Ok(order) => order,
+            Err(refused) if refused.is_final() => {
+                tracing::warn!(job = %record.id, %refused, "declined: home refuses the order");
+                return Ok(Err("the job's home does not hand it over".into()));
+            }
+            Err(away) if claims.is_patience_over(record.id, attempt, Instant::now()) => {
+                tracing::warn!(job = %record.id, %away, "declined: home gave no order");
+                return Ok(Err("the job's home did not hand it over in time".into()));
+            }
+            Err(away) => return Err(away.into()),
+        };
+        claims.answered(record.id, attempt);
+        let checked = match self.check_order(record, attempt, &order) {
+            Ok(checked) => checked,
+            Err(reason) => {
+                tracing::warn!(job = %record.id, reason, "declined: the order is wrong");
+                return Ok(Err("the order that the job's home gave does not match the registry".into()));
+            }
+        };
+        if let Some(reason) = self.refusal(record, &checked.question) {
+            return Ok(Err(reason));
+        }
+        if let Err(reason) = self.driver.check(&checked.work) {
+            return Ok(Err(reason));
+        }
+        Ok(Ok(checked.work))
+    }
+
+    fn check_order(&self, job: &Job, attempt: u32, order: &Order) -> Result<Checked, String> {
+        let envelope = Envelope::parse(&order.mandate).map_err(|cause| cause.to_string())?;
+        let mandate = self
+            .consensus
+            .read(|registry| Mandate::open(&envelope, registry.trust(), registry.epoch()))
+            .map_err(|cause| cause.to_string())?;
+        mandate.matches(job).map_err(|cause| cause.to_string())?;
         if Digest::of(&order.payload) != job.payload {
-            return Err(Undone::BadOrder("the payload is not the one that the registry names".into()));
+            return Err("the payload is not the one that the registry names".into());
         }
         let question = Question::new(mandate.researcher, &job.shape, &job.labels);
-        let work = work_order(job, attempt, &order.payload).map_err(Undone::BadOrder)?;
+        let work = work_order(job, attempt, &order.payload)?;
         Ok(Checked { question, work })
     }
 
-    /// The binding decision: this state's live pack, and the share as the registry has it now.
+    /// The binding decision: this state's live pack, and the share that home held before this attempt.
     fn refusal(&self, job: &Job, question: &Question) -> Option<String> {
-        self.consensus.read(|registry| {
-            let pool = &job.attempt()?.pool;
-            let Some(offer) = registry.offer(pool) else {
-                return Some(format!("{pool} is not offered any more"));
-            };
-            match &*self.judge.decide_as_host(registry, &offer.offer, question) {
-                Decision::Permit(_) => None,
-                denial => Some(crate::explain::denial(&policy::Answer::from(denial))),
+        match self.judge.decide_as_host(&self.consensus, job, question).as_deref() {
+            None => Some("the pool is not offered any more".into()),
+            Some(Decision::Permit(_)) => None,
+            Some(denial) => Some(crate::explain::denial(&policy::Answer::from(denial))),
+        }
+    }
+
+    /// Ends what the driver holds and the registry does not know as current, and forgets what nobody asks for any more.
+    async fn reconcile(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RECONCILE_EVERY) => {}
             }
-        })
+            if let Err(reason) = self.reconcile_once().await {
+                tracing::warn!(%reason, "the driver is not reconciled yet");
+            }
+        }
+    }
+
+    async fn reconcile_once(&self) -> Result<(), Undone> {
+        let held = self.driver.held();
+        // A replica that is behind does not know yet what the driver was told.
+        if held.is_empty() || self.consensus.linearize(SEEN_TIMEOUT).await.is_err() {
+            return Ok(());
+        }
+        for (job, attempt) in held {
+            let (known, current) = self.consensus.read(|registry| {
+                let known = registry.job(&job);
+                let holding = known.and_then(Job::holding);
+                (known.is_some(), holding.is_some_and(|it| it.number == attempt))
+            });
+            let done = matches!(self.driver.poll(&job, attempt), AttemptStatus::Done { .. });
+            match (known, current, done) {
+                (_, false, false) => {
+                    tracing::warn!(%job, attempt, "stopped: it is not the job's current attempt any more");
+                    self.driver.cancel(&job, attempt).await?;
+                }
+                (false, _, true) => self.driver.forget(&job, attempt).await?,
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -251,32 +387,33 @@ struct Checked {
     work: WorkOrder,
 }
 
-type InFlight = Arc<Mutex<HashSet<String>>>;
-
-/// Holds an action's place while it is worked on.
-struct Claim {
-    in_flight: InFlight,
-    name: String,
+/// Something to do, what it is about, and the home whose order it needs.
+struct Duty {
+    action: Action,
+    subject: Subject,
+    order_of: Option<certs::MemberState>,
 }
 
-fn claim(in_flight: &InFlight, name: String) -> Option<Claim> {
-    let mut held = in_flight.lock().expect("invariant: nothing panics while it holds the claims");
-    if held.len() >= IN_FLIGHT_MAX || !held.insert(name.clone()) {
-        return None;
+fn subject(action: &Action) -> Subject {
+    match action {
+        Action::Dispatch { job, attempt } | Action::Poll { job, attempt } | Action::Stop { job, attempt } => {
+            Subject::Attempt(*job, *attempt)
+        }
+        Action::Rerank { job } => Subject::Waiting(*job),
+        Action::Report { pool } => Subject::Pool(*pool),
     }
-    let in_flight = Arc::clone(in_flight);
-    Some(Claim { in_flight, name })
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.in_flight.lock().expect("invariant: nothing panics while it holds the claims").remove(&self.name);
+fn subject_job(action: &Action) -> Option<JobId> {
+    match action {
+        Action::Dispatch { job, .. } | Action::Poll { job, .. } | Action::Stop { job, .. } => Some(*job),
+        Action::Rerank { .. } | Action::Report { .. } => None,
     }
 }
 
 /// The driver's view of a payload on the pool that was granted.
 fn work_order(job: &Job, attempt: u32, payload: &[u8]) -> Result<WorkOrder, String> {
     let submission = Submission::from_payload(payload).map_err(|bad| bad.to_string())?;
-    let pool = &job.attempt().ok_or("the job has no current attempt")?.pool;
-    Ok(submission.work_order(job.id, attempt, pool.clone(), &job.shape))
+    let pool = job.attempt().ok_or("the job has no current attempt")?.pool;
+    Ok(submission.work_order(job, attempt, pool))
 }

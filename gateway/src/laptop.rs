@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 
 use crate::authority::{Authority, GatewayFiles, now_s, replace, write_secret};
 use crate::cli::client::Client;
+use crate::driver::stop_attempts;
 
 /// European factories, as public knowledge has them; see `about` in the file.
 const FACTORIES: &str = include_str!("../data/factories.json");
@@ -58,6 +59,9 @@ pub struct Laptop {
     pub tokens: BTreeMap<String, PathBuf>,
     program: PathBuf,
 }
+
+/// How long the tasks that still run at the end have to stop.
+const ATTEMPTS_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How far the start is; printed for people.
 pub type Progress<'a> = &'a dyn Fn(&str);
@@ -142,7 +146,8 @@ impl Laptop {
         })
     }
 
-    /// Asks every gateway to stop and waits; kills what does not.
+    /// Asks every gateway to stop and waits; kills what does not. Then ends the tasks that still run: a laptop's
+    /// federation leaves nothing behind.
     pub async fn stop(&mut self) {
         for member in &self.members {
             if let Some(pid) = member.process.as_ref().and_then(Child::id) {
@@ -156,6 +161,13 @@ impl Laptop {
             let waited = tokio::time::timeout(Duration::from_secs(15), process.wait()).await;
             if waited.is_err() {
                 let _already_gone = process.kill().await;
+            }
+        }
+        for member in &self.members {
+            match stop_attempts(&member.folder.join("data"), ATTEMPTS_STOP_TIMEOUT).await {
+                Ok(true) => {}
+                Ok(false) => tracing::warn!(state = %member.state, "some tasks did not stop in time"),
+                Err(cause) => tracing::warn!(state = %member.state, %cause, "some tasks may still run"),
             }
         }
     }
@@ -320,6 +332,7 @@ impl Founding {
             ],
             assurance_max: certs::Assurance::High,
             clearances: vec!["dual-use".into()],
+            residencies: vec![],
         })?;
         Ok(Founding {
             id: GatewayId { state, name },

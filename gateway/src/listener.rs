@@ -36,10 +36,12 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use crate::error::{Code, Problem};
+use crate::peer::RELAYED;
 
 mod addresses;
 mod connections;
 mod framing;
+mod handshakes;
 mod head;
 mod limits;
 mod pulse;
@@ -47,13 +49,14 @@ mod requests;
 mod watched;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use connections::{Connections, Registered};
-pub use limits::{HEAD_BYTES_MAX, HEADERS_MAX, Limits};
+pub use limits::{HEAD_BYTES_MAX, HEADERS_MAX, Limits, raise_open_files};
 pub use requests::{BadBody, read_body};
 
 use addresses::{Addresses, Place};
+use handshakes::{Handshake, Handshakes};
 use pulse::{Pulse, Verdict};
 use requests::{AnswerBody, Places, RequestBody};
 use watched::{WatchedHeads, WatchedSocket};
@@ -90,6 +93,7 @@ struct Server {
     app: Router,
     limits: Limits,
     places: Places,
+    handshakes: Handshakes,
     shutdown: CancellationToken,
 }
 
@@ -111,13 +115,15 @@ pub async fn serve(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections_that_fit()));
+    let limits = limits.that_fit(limits::open_files());
+    let slots = Arc::new(Semaphore::new(limits.connections));
     let addresses = Addresses::default();
     let server = Arc::new(Server {
         tls: TlsAcceptor::from(tls),
         face,
         app,
         places: Places::new(limits.requests, limits.body_bytes),
+        handshakes: Handshakes::new(&limits),
         limits,
         shutdown: shutdown.clone(),
     });
@@ -131,7 +137,11 @@ pub async fn serve(
                 tracing::debug!(%from, "refused: too many connections of this address");
                 continue;
             };
-            let connection = Arc::clone(&server).connection(socket, from, place);
+            let Some(begun) = server.handshakes.begin(from.ip()) else {
+                tracing::debug!(%from, "refused: too many unfinished handshakes of this address");
+                continue;
+            };
+            let connection = Arc::clone(&server).connection(socket, from, place, begun);
             connections.spawn(async move {
                 connection.await;
                 drop(slot);
@@ -169,13 +179,15 @@ fn is_of_one_client(cause: &io::Error) -> bool {
 }
 
 impl Server {
-    async fn connection(self: Arc<Self>, socket: TcpStream, from: SocketAddr, _place: Place) {
+    async fn connection(self: Arc<Self>, socket: TcpStream, from: SocketAddr, _place: Place, begun: Handshake) {
         let shutdown = self.shutdown.clone();
         let handshake = timeout(self.limits.handshake, self.handshake(socket));
         let done = tokio::select! {
             done = handshake => done,
+            () = begun.superseded() => return tracing::debug!(%from, "handshake gave way to newer ones"),
             () = shutdown.cancelled() => return,
         };
+        drop(begun);
         match done {
             Ok(Ok((stream, connection))) => connection.serve(stream).await,
             Ok(Err(reason)) => tracing::debug!(%from, %reason, "handshake failed"),
@@ -295,7 +307,7 @@ impl Connection {
         } else {
             head::check(&head)
         };
-        let place = self.server.places.take(&self.pulse).ok_or_else(|| self.overloaded());
+        let place = self.server.places.take(&self.pulse).ok_or_else(|| self.overloaded(head.uri.path()));
         let place = match refused.and(place) {
             Ok(place) => place,
             Err(problem) => return ended(problem.into_response(), is_http1),
@@ -314,11 +326,11 @@ impl Connection {
         ended(response, is_last)
     }
 
-    /// A TES client repeats whatever got a 5xx, so researchers are told 429.
-    fn overloaded(&self) -> Problem {
+    /// A TES client repeats whatever got a 5xx, so researchers are told 429, also when they came by another gateway.
+    fn overloaded(&self, path: &str) -> Problem {
         let code = match self.server.face {
-            Face::Public => Code::Overloaded,
-            Face::Peer(_) => Code::PeerOverloaded,
+            Face::Peer(_) if !path.starts_with(RELAYED) => Code::PeerOverloaded,
+            Face::Public | Face::Peer(_) => Code::Overloaded,
         };
         Problem::new(code, "this gateway is answering as many requests as it can; try again")
     }

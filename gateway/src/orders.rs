@@ -9,18 +9,25 @@ use std::time::Duration;
 
 use certs::{GatewayId, SigningKey};
 use federation::raft::Consensus;
-use federation::{Attempt, Job, JobId, Mandate};
-use http::{Method, Request, StatusCode};
+use federation::{Job, JobId, Mandate, Revision};
+use http::{HeaderName, Method, Request, StatusCode};
 use http_body_util::Full;
+use policy::Decision;
 use serde::{Deserialize, Serialize};
 
-use crate::driver::{AttemptRecord, AttemptStatus, Driver, LogChunk, LogStream};
+use crate::driver::{AttemptRecord, Driver, DriverError, LogChunk, LogStream};
 use crate::home::{decisive_attempt, now};
 use crate::peer::{Lane, PeerError, Peers};
 use crate::store::Store;
+use crate::verdicts::{Judge, Question};
 
 /// An order is one task: 4 MiB at most, and the other side may be busy.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
+pub const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The revision that the asker has seen. No `entente-…`: those are what clients may not send, and every face drops them.
+pub const REVISION: HeaderName = HeaderName::from_static("seen-revision");
+/// How long the asked side waits until its replica has what the asker has already seen.
+const BEHIND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What home gives the host of one attempt.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +60,19 @@ pub enum NoOrder {
         /// The attempt.
         attempt: u32,
     },
+    /// This replica does not have yet what the asker has seen.
+    #[error("this gateway's replica is behind; ask again")]
+    Behind,
+    /// Home's own pack does not let the job leave for that pool any more.
+    #[error("{home} does not let attempt {attempt} of {job} leave any more")]
+    Denied {
+        /// The home state.
+        home: certs::MemberState,
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        attempt: u32,
+    },
     /// The other side did not give it.
     #[error(transparent)]
     Peer(#[from] PeerError),
@@ -76,11 +96,18 @@ pub struct Orders {
     pub driver: Arc<dyn Driver>,
     /// Other gateways.
     pub peers: Arc<Peers>,
+    /// Decisions: what leaves home is asked about once more when it leaves.
+    pub judge: Arc<Judge>,
     /// Seals mandates.
     pub signing: SigningKey,
 }
 
 impl Orders {
+    /// Waits until this replica has what an asker has seen, so that a "no" is a no.
+    pub async fn catch_up(&self, seen: Revision) -> Result<(), NoOrder> {
+        self.consensus.wait_for(seen, BEHIND_TIMEOUT).await.map_err(|_late| NoOrder::Behind)
+    }
+
     /// Fetches the order of an attempt from the job's home.
     pub async fn fetch(&self, job: &Job, attempt: u32) -> Result<Order, NoOrder> {
         let home = GatewayId { state: job.home, name: job.home_gateway.clone() };
@@ -99,9 +126,8 @@ impl Orders {
             .read(|registry| {
                 let record = registry.job(&job)?;
                 let current = record.attempt().filter(|it| it.number == attempt)?;
-                let host = host_of(registry, current)?;
                 let pool = current.pool;
-                (host == *to).then(|| (record.clone(), pool, registry.federation().clone(), registry.epoch()))
+                (current.host() == *to).then(|| (record.clone(), pool, registry.federation().clone(), registry.epoch()))
             })
             .ok_or(not_yours)?;
         let task = self
@@ -109,6 +135,11 @@ impl Orders {
             .task(&job)
             .map_err(|failed| NoOrder::Here(failed.to_string()))?
             .ok_or(NoOrder::NotYours { job, attempt })?;
+        let question = Question::new(task.researcher.clone(), &record.shape, &record.labels);
+        let decision = self.judge.decide_as_home(&self.consensus, &record, &question);
+        if !matches!(decision.as_deref(), Some(Decision::Permit(_))) {
+            return Err(NoOrder::Denied { home: record.home, job, attempt });
+        }
         let mandate = Mandate {
             job,
             home: record.home,
@@ -131,28 +162,29 @@ impl Orders {
         let Some(attempt) = decisive_attempt(job) else {
             return Ok(None);
         };
-        let host = self.consensus.read(|registry| host_of(registry, attempt));
-        let Some(host) = host else {
-            return Ok(None);
-        };
+        let host = attempt.host();
         if host == self.me {
-            return Ok(self.own_record(&job.id, attempt.number));
+            return Ok(self.own_record(&job.id, attempt.number).await);
         }
         let path = format!("/attempts/{}/{}/record", job.id, attempt.number);
         self.ask(&host, &path).await
     }
 
     /// The record of the job's decisive attempt, if it is here; nobody is asked.
-    pub fn record_here(&self, job: &Job) -> Option<AttemptRecord> {
+    pub async fn record_here(&self, job: &Job) -> Option<AttemptRecord> {
         let attempt = decisive_attempt(job)?;
-        let host = self.consensus.read(|registry| host_of(registry, attempt))?;
-        if host == self.me { self.own_record(&job.id, attempt.number) } else { None }
+        if attempt.host() == self.me { self.own_record(&job.id, attempt.number).await } else { None }
     }
 
     /// The record of an attempt here, for the job's home.
-    pub fn record_for(&self, asker: &GatewayId, job: JobId, attempt: u32) -> Result<Option<AttemptRecord>, NoOrder> {
+    pub async fn record_for(
+        &self,
+        asker: &GatewayId,
+        job: JobId,
+        attempt: u32,
+    ) -> Result<Option<AttemptRecord>, NoOrder> {
         self.only_home(asker, job, attempt)?;
-        Ok(self.own_record(&job, attempt))
+        Ok(self.own_record(&job, attempt).await)
     }
 
     /// A piece of a stream of the job's decisive attempt.
@@ -161,27 +193,24 @@ impl Orders {
         let Some(attempt) = decisive_attempt(job) else {
             return Ok(nothing_yet);
         };
-        let host = self.consensus.read(|registry| host_of(registry, attempt));
-        match host {
-            None => Ok(nothing_yet),
-            Some(host) if host == self.me => self.own_logs(&job.id, attempt.number, wanted),
-            Some(host) => {
-                let LogStream { executor, pipe } = wanted.stream;
-                let path = format!(
-                    "/attempts/{}/{}/logs?executor={executor}&pipe={}&offset={}&max={}",
-                    job.id,
-                    attempt.number,
-                    pipe.as_str(),
-                    wanted.offset,
-                    wanted.max
-                );
-                self.ask(&host, &path).await
-            }
+        let host = attempt.host();
+        if host == self.me {
+            return self.own_logs(&job.id, attempt.number, wanted).await;
         }
+        let LogStream { executor, pipe } = wanted.stream;
+        let path = format!(
+            "/attempts/{}/{}/logs?executor={executor}&pipe={}&offset={}&max={}",
+            job.id,
+            attempt.number,
+            pipe.as_str(),
+            wanted.offset,
+            wanted.max
+        );
+        self.ask(&host, &path).await
     }
 
     /// A piece of a stream of an attempt here, for the job's home.
-    pub fn logs_for(
+    pub async fn logs_for(
         &self,
         asker: &GatewayId,
         job: JobId,
@@ -189,21 +218,19 @@ impl Orders {
         wanted: &LogRequest,
     ) -> Result<LogChunk, NoOrder> {
         self.only_home(asker, job, attempt)?;
-        self.own_logs(&job, attempt, wanted)
+        self.own_logs(&job, attempt, wanted).await
     }
 
-    fn own_logs(&self, job: &JobId, attempt: u32, wanted: &LogRequest) -> Result<LogChunk, NoOrder> {
-        self.driver
-            .logs(job, attempt, wanted.stream, wanted.offset, wanted.max)
-            .map_err(|failed| NoOrder::Here(failed.to_string()))
-    }
-
-    fn own_record(&self, job: &JobId, attempt: u32) -> Option<AttemptRecord> {
-        match self.driver.poll(job, attempt) {
-            AttemptStatus::Done { record, .. } => Some(record),
-            AttemptStatus::Running { .. } | AttemptStatus::Starting => self.driver.record(job, attempt),
-            AttemptStatus::Unknown => None,
+    async fn own_logs(&self, job: &JobId, attempt: u32, wanted: &LogRequest) -> Result<LogChunk, NoOrder> {
+        match self.driver.logs(job, attempt, wanted.stream, wanted.offset, wanted.max).await {
+            Ok(chunk) => Ok(chunk),
+            Err(DriverError::Unknown { .. }) => Err(NoOrder::NotYours { job: *job, attempt }),
+            Err(failed) => Err(NoOrder::Here(failed.to_string())),
         }
+    }
+
+    async fn own_record(&self, job: &JobId, attempt: u32) -> Option<AttemptRecord> {
+        self.driver.record(job, attempt).await
     }
 
     fn only_home(&self, asker: &GatewayId, job: JobId, attempt: u32) -> Result<(), NoOrder> {
@@ -217,9 +244,11 @@ impl Orders {
     }
 
     async fn ask<T: for<'a> Deserialize<'a>>(&self, peer: &GatewayId, path: &str) -> Result<T, NoOrder> {
+        let seen = self.consensus.read(|registry| registry.revision());
         let request = Request::builder()
             .method(Method::GET)
             .uri(path)
+            .header(REVISION, seen.0)
             .body(Full::default())
             .expect("invariant: ids and numbers are path segments");
         let (_, bytes) = self.peers.call(peer, Lane::Tasks, request, ORDER_TIMEOUT).await?;
@@ -228,18 +257,22 @@ impl Orders {
 }
 
 impl NoOrder {
+    /// The other side has understood and said no; asking again changes nothing.
+    pub fn is_final(&self) -> bool {
+        match self {
+            NoOrder::NotYours { .. } | NoOrder::Denied { .. } => true,
+            NoOrder::Peer(PeerError::Refused { status, .. }) => *status == StatusCode::FORBIDDEN,
+            NoOrder::Behind | NoOrder::Peer(_) | NoOrder::Garbled(_) | NoOrder::Here(_) => false,
+        }
+    }
+
     /// The status with which the peer face answers it.
     pub fn status(&self) -> StatusCode {
         match self {
-            NoOrder::NotYours { .. } => StatusCode::FORBIDDEN,
+            NoOrder::NotYours { .. } | NoOrder::Denied { .. } => StatusCode::FORBIDDEN,
+            NoOrder::Behind => StatusCode::SERVICE_UNAVAILABLE,
             NoOrder::Peer(_) | NoOrder::Garbled(_) => StatusCode::BAD_GATEWAY,
             NoOrder::Here(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
-}
-
-/// The gateway that serves an attempt's pool.
-fn host_of(registry: &federation::Registry, attempt: &Attempt) -> Option<GatewayId> {
-    let offer = &registry.offer(&attempt.pool)?.offer;
-    Some(GatewayId { state: offer.pool.factory.state, name: offer.served_by.clone() })
 }

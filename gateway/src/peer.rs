@@ -1,7 +1,7 @@
 //! The peer face: how gateways speak with each other, by HTTP/2 over mutual TLS.
 //!
-//! [`client`] keeps a few connections to every other gateway; [`server`] answers. Who is speaking
-//! is known from the TLS session and from nothing else.
+//! [`client`] keeps a few connections to every other gateway; [`server`] answers, on [`threads`] of its own. Who is
+//! speaking is known from the TLS session and from nothing else.
 //!
 //! | path | asked by | answered with |
 //! |---|---|---|
@@ -13,5 +13,13 @@
 
 pub mod client;
 pub mod server;
+pub mod threads;
+
+#[cfg(test)]
+mod tests;
 
 pub use client::{Lane, PeerError, Peers};
+pub use threads::PeerThreads;
+
+/// Where the public face's paths begin on the peer face.
+pub const RELAYED: &str = "/relay/";

@@ -4,27 +4,51 @@
 //! whole batch. An envelope whose outcome is unknown is proposed again byte for byte; the registry
 //! knows its serial, so a retry is harmless.
 //!
+//! While nobody leads, commands stay where they are. So at its deadline a command is either still here, and is taken
+//! back, or it was sent, and nobody knows.
+//!
 //! Invariants: serials of one key only rise, also across restarts; every command that was accepted
-//! gets exactly one answer.
+//! gets exactly one answer, by its deadline; a command that was answered with "nothing was changed" is never sent.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use certs::{Envelope, Header, Kind, MemberState, SigningKey};
+use certs::{ENVELOPE_BYTES_MAX, Envelope, Header, Kind, MemberState, SigningKey};
 use federation::raft::{Consensus, ProposeError};
 use federation::{Batch, Command, Outcome, Revision};
+use futures_util::future::join_all;
+use postcard::ser_flavors::Size;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Code, Problem};
 
+mod serials;
+
+#[cfg(test)]
+mod tests;
+
+pub use serials::Serials;
+
 /// Commands in one envelope: 256 x ~0.5 KiB stays far below the envelope's limit.
 const BATCH_MAX: usize = 256;
+/// Bytes of the commands in one envelope: packs and bundles are large. The rest is for its header and signature.
+const BATCH_BYTES_MAX: usize = ENVELOPE_BYTES_MAX - 4 * 1_024;
 /// Envelopes on their way at once: enough to keep the log busy while the next batch gathers.
 const IN_FLIGHT_MAX: usize = 4;
 /// Commands that may wait: 16 full batches; beyond it the caller is told to come back.
 const WAITING_MAX: usize = 4096;
+/// How long a command takes at most if its caller does not say. Clients give up after 10 s, and what is done before and
+/// after a commit takes time, too.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(6);
+/// Between two looks for a leader.
+const LEADER_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What callers are told to wait before they try again when nobody leads: about one election.
+const NO_LEADER_RETRY_MS: u64 = 1_000;
 
 /// A command's committed outcome and the revision to wait for to see it.
 pub type Committed = (Revision, Outcome);
@@ -64,15 +88,22 @@ impl From<NotCommitted> for Problem {
     }
 }
 
+type Answer = Result<Committed, NotCommitted>;
+
 struct Waiting {
     command: Command,
-    answer: oneshot::Sender<Result<Committed, NotCommitted>>,
+    bytes: usize,
+    deadline: Instant,
+    /// Whoever sets this first decides: the proposer that it is sent, or its caller that it never will be.
+    decided: Arc<AtomicBool>,
+    answer: oneshot::Sender<Answer>,
 }
 
 /// Cheap to clone; all clones feed one queue.
 #[derive(Clone)]
 pub struct Proposer {
     queue: mpsc::Sender<Waiting>,
+    consensus: Consensus,
 }
 
 /// What an envelope of this gateway says about its origin.
@@ -85,29 +116,49 @@ pub struct Signer {
 
 impl Proposer {
     /// Starts the queue's task; it ends when `stop` is cancelled and the queue is empty.
-    pub fn start(consensus: Consensus, signer: Signer, tasks: &TaskTracker, stop: CancellationToken) -> Proposer {
+    pub fn start(
+        consensus: Consensus,
+        signer: Signer,
+        serials: Serials,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Proposer {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
         let gathering = Gathering {
-            next_serial: first_serial(&consensus, &signer),
-            consensus,
+            consensus: consensus.clone(),
             signer: Arc::new(signer),
+            serials,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             tasks: tasks.clone(),
         };
-        tasks.spawn(gathering.run(waiting, stop));
-        Proposer { queue }
+        tasks.spawn(gathering.run(Queue { waiting, next: None }, stop));
+        Proposer { queue, consensus }
     }
 
-    /// Commits one command and returns its outcome.
+    /// Commits one command and returns its outcome, after [`COMMIT_TIMEOUT`] at the latest.
     ///
     /// The work goes on when the caller goes away: dropping this future cancels nothing.
-    pub async fn commit(&self, command: Command) -> Result<Committed, NotCommitted> {
+    pub async fn commit(&self, command: Command) -> Answer {
+        self.commit_by(command, Instant::now() + COMMIT_TIMEOUT).await
+    }
+
+    /// The same with another deadline. A command that was not sent by then never will be.
+    pub async fn commit_by(&self, command: Command, deadline: Instant) -> Answer {
+        let bytes = encoded_bytes(&command)?;
         let (answer, outcome) = oneshot::channel();
-        self.queue.try_send(Waiting { command, answer }).map_err(|full| match full {
-            mpsc::error::TrySendError::Full(_) => NotCommitted::Busy,
-            mpsc::error::TrySendError::Closed(_) => NotCommitted::NoLeader { retry_after_ms: 1_000 },
+        let decided = Arc::new(AtomicBool::new(false));
+        let waiting = Waiting { command, bytes, deadline, decided: Arc::clone(&decided), answer };
+        self.queue.try_send(waiting).map_err(|full| match full {
+            // What was taken back keeps its place until somebody leads.
+            TrySendError::Full(_) if self.consensus.leader().is_none() => NO_LEADER,
+            TrySendError::Full(_) => NotCommitted::Busy,
+            TrySendError::Closed(_) => NO_LEADER,
         })?;
-        outcome.await.unwrap_or(Err(NotCommitted::Unknown))
+        match timeout_at(deadline, outcome).await {
+            Ok(answered) => answered.unwrap_or(Err(NotCommitted::Unknown)),
+            Err(_) if decided.swap(true, Ordering::AcqRel) => Err(NotCommitted::Unknown),
+            Err(_) => Err(NO_LEADER),
+        }
     }
 
     /// Commands that may still be queued before callers are refused.
@@ -116,53 +167,138 @@ impl Proposer {
     }
 }
 
-/// Serials start at the wall clock in microseconds, or above what the registry has seen of this
-/// key if the clock went back.
-fn first_serial(consensus: &Consensus, signer: &Signer) -> u64 {
+const NO_LEADER: NotCommitted = NotCommitted::NoLeader { retry_after_ms: NO_LEADER_RETRY_MS };
+
+/// The lowest serial that nothing speaks against: the wall clock in microseconds, and above what the registry has seen of
+/// this key. That it was not used before is for [`Serials`] to know.
+pub fn lowest_serial(consensus: &Consensus, signer: &Signer) -> u64 {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_micros() as u64;
     let seen = consensus.read(|registry| registry.last_serial(&signer.key.public().id()));
     clock.max(seen.map_or(0, |serial| serial + 1))
 }
 
+fn encoded_bytes(command: &Command) -> Result<usize, NotCommitted> {
+    let bytes = postcard::serialize_with_flavor(command, Size::default());
+    match bytes {
+        Ok(bytes) if bytes <= BATCH_BYTES_MAX => Ok(bytes),
+        Ok(bytes) => Err(NotCommitted::Refused(format!("{bytes} bytes are more than an envelope holds"))),
+        Err(cause) => Err(NotCommitted::Refused(cause.to_string())),
+    }
+}
+
+/// What waits, in order.
+struct Queue {
+    waiting: mpsc::Receiver<Waiting>,
+    /// Taken out already, and too large for the batch before.
+    next: Option<Waiting>,
+}
+
+impl Queue {
+    /// Waits for a command and takes what waits behind it, up to one envelope full. Empty: nothing will come any more.
+    async fn batch(&mut self) -> Vec<Waiting> {
+        if self.next.is_none() {
+            self.next = self.waiting.recv().await;
+        }
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while let Some(waiting) = self.next.take() {
+            if batch.len() == BATCH_MAX || bytes + waiting.bytes > BATCH_BYTES_MAX {
+                self.next = Some(waiting);
+                break;
+            }
+            bytes += waiting.bytes;
+            batch.push(waiting);
+            self.next = self.waiting.try_recv().ok();
+        }
+        batch
+    }
+
+    fn is_empty(&self) -> bool {
+        self.next.is_none() && self.waiting.is_empty()
+    }
+}
+
 struct Gathering {
     consensus: Consensus,
     signer: Arc<Signer>,
-    next_serial: u64,
+    serials: Serials,
     in_flight: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 impl Gathering {
-    async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>, stop: CancellationToken) {
+    async fn run(mut self, mut queue: Queue, stop: CancellationToken) {
         loop {
             let permit =
                 Arc::clone(&self.in_flight).acquire_owned().await.expect("invariant: the semaphore is never closed");
-            let mut batch = Vec::with_capacity(BATCH_MAX);
-            tokio::select! {
+            self.leader(&stop).await;
+            let batch = tokio::select! {
                 biased;
-                taken = waiting.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { return },
+                batch = queue.batch() => batch,
                 () = stop.cancelled() => {
-                    waiting.close();
-                    if waiting.is_empty() { return }
+                    queue.waiting.close();
+                    if queue.is_empty() { return }
                     continue;
                 }
+            };
+            if batch.is_empty() {
+                return;
             }
-            let serial = self.next_serial;
-            self.next_serial += 1;
+            let (commands, answers) = to_be_sent(batch);
+            if commands.is_empty() {
+                continue;
+            }
+            let serial = match self.serials.take() {
+                Ok(serial) => serial,
+                Err(cause) => {
+                    answer_all(answers, &NotCommitted::Refused(format!("it has no serial: {cause}")));
+                    continue;
+                }
+            };
             let consensus = self.consensus.clone();
             let signer = Arc::clone(&self.signer);
             self.tasks.spawn(async move {
-                commit_batch(consensus, &signer, serial, batch).await;
+                commit_batch(consensus, &signer, serial, commands, answers).await;
                 drop(permit);
             });
         }
     }
+
+    /// Waits until somebody leads, as far as is known here. A gateway that stops tries with what it has.
+    async fn leader(&self, stop: &CancellationToken) {
+        while self.consensus.leader().is_none() && !stop.is_cancelled() {
+            sleep(LEADER_LOOK_EVERY).await;
+        }
+    }
 }
 
-async fn commit_batch(consensus: Consensus, signer: &Signer, serial: u64, batch: Vec<Waiting>) {
-    let (commands, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|it| (it.command, it.answer)).unzip();
+/// What of a batch is sent: not what its caller has taken back, and not what is too late.
+fn to_be_sent(batch: Vec<Waiting>) -> (Vec<Command>, Vec<oneshot::Sender<Answer>>) {
+    let now = Instant::now();
+    let (mut commands, mut answers) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+    for waiting in batch {
+        if waiting.deadline <= now {
+            let _caller_may_be_gone = waiting.answer.send(Err(NO_LEADER));
+        } else if !waiting.decided.swap(true, Ordering::AcqRel) {
+            commands.push(waiting.command);
+            answers.push(waiting.answer);
+        }
+    }
+    (commands, answers)
+}
+
+async fn commit_batch(
+    consensus: Consensus,
+    signer: &Signer,
+    serial: u64,
+    commands: Vec<Command>,
+    mut answers: Vec<oneshot::Sender<Answer>>,
+) {
     let result = match seal(&consensus, signer, serial, commands) {
-        Ok(envelope) => consensus.propose(envelope).await.map_err(not_committed),
+        Ok(envelope) => tokio::select! {
+            proposed = consensus.propose(envelope) => proposed.map_err(not_committed),
+            // Nobody waits for it any more: it is committed or not, and whoever asked has to look.
+            _ = join_all(answers.iter_mut().map(oneshot::Sender::closed)) => return,
+        },
         Err(reason) => Err(NotCommitted::Refused(reason)),
     };
     match result {
@@ -180,7 +316,7 @@ async fn commit_batch(consensus: Consensus, signer: &Signer, serial: u64, batch:
     }
 }
 
-fn answer_all(answers: Vec<oneshot::Sender<Result<Committed, NotCommitted>>>, reason: &NotCommitted) {
+fn answer_all(answers: Vec<oneshot::Sender<Answer>>, reason: &NotCommitted) {
     for answer in answers {
         let _caller_may_be_gone = answer.send(Err(reason.clone()));
     }
@@ -199,6 +335,6 @@ fn not_committed(error: ProposeError) -> NotCommitted {
         ProposeError::NoLeader { retry_after_ms } => NotCommitted::NoLeader { retry_after_ms },
         ProposeError::Unknown => NotCommitted::Unknown,
         ProposeError::Refused(reason) => NotCommitted::Refused(reason.to_string()),
-        ProposeError::Stopped => NotCommitted::NoLeader { retry_after_ms: 1_000 },
+        ProposeError::Stopped => NO_LEADER,
     }
 }

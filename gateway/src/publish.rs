@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use certs::SignedBundle;
+use certs::{GatewayName, SignedBundle};
 use federation::raft::Consensus;
 use federation::{Command, Offer, Outcome, PublishPack};
 use policy::{Pack, PackSource};
@@ -67,23 +67,41 @@ fn due(config: &Config, consensus: &Consensus) -> Result<Vec<Command>, String> {
                 source,
             })
         }));
-        let configured = config.offers();
-        for offer in &configured {
-            let published = registry.offer(&offer.pool).map(|state| &state.offer);
-            let sequence = published.map_or(0, |known| known.sequence);
-            let same = published.is_some_and(|known| Offer { sequence, ..offer.clone() } == *known);
-            if !same {
-                due.push(Command::PublishOffer(Offer { sequence: sequence + 1, ..offer.clone() }));
-            }
-        }
-        for known in registry.offers().map(|state| &state.offer) {
-            let ours = known.pool.factory.state == state && known.served_by == config.gateway.name;
-            if ours && !configured.iter().any(|offer| offer.pool == known.pool) {
-                due.push(Command::WithdrawOffer { pool: known.pool.clone(), sequence: known.sequence + 1 });
-            }
-        }
+        let published: Vec<_> = registry
+            .offers_of(state)
+            .map(|known| Published { offer: &known.offer, withdrawn: known.withdrawn })
+            .collect();
+        due.extend(offers_due(&config.gateway.name, &config.offers(), &published));
         due
     }))
+}
+
+/// An offer as the registry has it.
+struct Published<'a> {
+    offer: &'a Offer,
+    /// Takes no more jobs, and is listed until the last one ends.
+    withdrawn: bool,
+}
+
+/// What makes the offers of this gateway those that are configured.
+fn offers_due(me: &GatewayName, configured: &[Offer], published: &[Published<'_>]) -> Vec<Command> {
+    let mut due = vec![];
+    for offer in configured {
+        let known = published.iter().find(|known| known.offer.pool == offer.pool);
+        let sequence = known.map_or(0, |known| known.offer.sequence);
+        let same = |known: &Published<'_>| !known.withdrawn && Offer { sequence, ..offer.clone() } == *known.offer;
+        if !known.is_some_and(same) {
+            due.push(Command::PublishOffer(Offer { sequence: sequence + 1, ..offer.clone() }));
+        }
+    }
+    for Published { offer, withdrawn } in published {
+        let configured = configured.iter().any(|it| it.pool == offer.pool);
+        // One that is withdrawn stays listed until it is drained.
+        if offer.served_by == *me && !configured && !withdrawn {
+            due.push(Command::WithdrawOffer { pool: offer.pool, sequence: offer.sequence + 1 });
+        }
+    }
+    due
 }
 
 /// The configured pack, if the registry has another; one that does not compile is never published.
@@ -117,4 +135,75 @@ fn new_bundle(config: &Config, consensus: &Consensus) -> Result<Option<SignedBun
         signed.verify_successor(&member.bundle).map_err(|cause| unusable(&cause))?;
         Ok(Some(signed.clone()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use federation::{DeviceModel, FactoryId, FactoryName, PoolId, PoolName};
+
+    use super::*;
+
+    fn name(text: &str) -> GatewayName {
+        GatewayName::parse(text).expect("a name")
+    }
+
+    fn offer(pool: &str, sequence: u64, nodes: u32) -> Offer {
+        let state = certs::MemberState::parse("FR").expect("a state");
+        let factory = FactoryId { state, name: FactoryName::parse("jean-zay").expect("a name") };
+        Offer {
+            pool: PoolId { factory, name: PoolName::parse(pool).expect("a name") },
+            served_by: name("fr-1"),
+            sequence,
+            model: DeviceModel {
+                name: "H100-80".into(),
+                vendor: "NVIDIA".into(),
+                memory_gib: 80,
+                scheduler_units: 1,
+                partition: None,
+            },
+            nodes,
+            gpus_per_node: 4,
+            task_slots: 8,
+            walltime_max_s: 3_600,
+            certifications: vec![],
+            carbon_g_per_kwh: 0,
+            price_milli_eur_per_gpu_hour: 0,
+            city: "Orsay".into(),
+            until: None,
+        }
+    }
+
+    /// `publish POOL SEQUENCE` and `withdraw POOL SEQUENCE`, in order.
+    fn check(configured: &[Offer], published: &[(Offer, bool)], expected: &[&str]) {
+        let published: Vec<_> =
+            published.iter().map(|(offer, withdrawn)| Published { offer, withdrawn: *withdrawn }).collect();
+        let due = offers_due(&name("fr-1"), configured, &published).into_iter().map(|command| match command {
+            Command::PublishOffer(it) => format!("publish {} {}", it.pool.name, it.sequence),
+            Command::WithdrawOffer { pool, sequence } => format!("withdraw {} {sequence}", pool.name),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(due.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_is_configured_is_published_once() {
+        let configured = [offer("h100", 0, 2)];
+        check(&configured, &[], &["publish h100 1"]);
+        check(&configured, &[(offer("h100", 1, 2), false)], &[]);
+        check(&configured, &[(offer("h100", 1, 3), false)], &["publish h100 2"]);
+    }
+
+    #[test]
+    fn a_pool_is_withdrawn_once_and_comes_back() {
+        check(&[], &[(offer("h100", 1, 2), false)], &["withdraw h100 2"]);
+        check(&[], &[(offer("h100", 2, 2), true)], &[]);
+        check(&[offer("h100", 0, 2)], &[(offer("h100", 2, 2), true)], &["publish h100 3"]);
+    }
+
+    #[test]
+    fn a_pool_moves_between_the_gateways_of_a_state() {
+        let of_another = Offer { served_by: name("fr-2"), ..offer("h100", 4, 2) };
+        check(&[], &[(of_another.clone(), false)], &[]);
+        check(&[offer("h100", 0, 2)], &[(of_another, false)], &["publish h100 5"]);
+    }
 }

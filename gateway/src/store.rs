@@ -1,12 +1,13 @@
 //! The store: what this gateway alone remembers about the tasks of its own researchers.
 //!
-//! Payloads, idempotency keys, explanations and the records of finished tasks live here and never
-//! in the replicated registry. One thread owns all writes: it takes everything that waits, writes
-//! it in one transaction and syncs once, so a hundred submissions cost one sync.
+//! Payloads, idempotency keys, explanations and what became of finished tasks live here and never
+//! in the replicated registry.
 //!
 //! Invariants: a write that was acknowledged survives a crash; after a failed write nothing is
-//! acknowledged again (the process is about to stop).
+//! acknowledged again (the process is about to stop); what a list has to look at is small, however
+//! large the tasks are.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -14,24 +15,40 @@ use std::thread;
 use certs::Digest;
 use federation::{JobId, Pseudonym, Timestamp};
 use policy::ResearcherFacts;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Code, Problem};
 
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
 /// Changes that may wait for the writer: far above what the proposer lets through.
 const WAITING_MAX: usize = 8_192;
-/// Changes in one transaction.
-const TRANSACTION_MAX: usize = 1_024;
 /// The format of this file; raised when a table changes its meaning.
 const FORMAT: u64 = 1;
 
-const TASKS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("tasks");
-const TASKS_BY_OWNER: TableDefinition<&[u8], ()> = TableDefinition::new("tasks_by_owner");
-const KEYS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("idempotency_keys");
-const ARCHIVE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("archive");
-const EXPLANATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("explanations");
+type Bytes = &'static [u8];
+
+/// `job` -> [`TaskRecord`]
+const TASKS: TableDefinition<Bytes, Bytes> = TableDefinition::new("tasks");
+/// `owner || job` -> [`Summary`]
+const TASKS_BY_OWNER: TableDefinition<Bytes, Bytes> = TableDefinition::new("tasks_by_owner");
+/// scoped key -> [`RememberedKey`]
+const KEYS: TableDefinition<Bytes, Bytes> = TableDefinition::new("idempotency_keys");
+/// `until (ms, big endian) || scoped key`, so that the oldest are found first
+const KEYS_BY_END: TableDefinition<Bytes, ()> = TableDefinition::new("idempotency_keys_by_end");
+/// `job` -> the job in its final state, JSON; empty if the registry never took it
+const ENDED: TableDefinition<Bytes, Bytes> = TableDefinition::new("ended");
+/// `job` -> what the host reported, JSON; empty if there is nothing to report
+const RECORDS: TableDefinition<Bytes, Bytes> = TableDefinition::new("records");
+/// digest -> verdicts, JSON
+const EXPLANATIONS: TableDefinition<Bytes, Bytes> = TableDefinition::new("explanations");
+/// `digest || job`: who refers to an explanation
+const EXPLAINED: TableDefinition<Bytes, ()> = TableDefinition::new("explained");
 const ABOUT: TableDefinition<&str, u64> = TableDefinition::new("about");
 
 /// One task as its home keeps it.
@@ -53,6 +70,19 @@ pub struct TaskRecord {
     pub explanation: Digest,
 }
 
+/// What a list looks at: enough to filter by, small enough to read thousands of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The task's name.
+    pub name: Option<String>,
+    /// The task's tags.
+    pub tags: BTreeMap<String, String>,
+    /// Bytes of its payload.
+    pub payload_bytes: u64,
+    /// The verdicts that it was placed on.
+    pub explanation: Digest,
+}
+
 /// A remembered submission: the same key with the same body is the same task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedKey {
@@ -64,6 +94,8 @@ pub struct RememberedKey {
     pub face: String,
     /// When.
     pub at: Timestamp,
+    /// When it is forgotten.
+    pub until: Timestamp,
 }
 
 /// One durable change.
@@ -73,10 +105,12 @@ pub enum Change {
     Accept {
         /// The task.
         task: Box<TaskRecord>,
+        /// What lists show of it.
+        summary: Summary,
         /// The scoped keys under which it must be found again.
         keys: Vec<(Vec<u8>, RememberedKey)>,
-        /// The verdicts, unless they are stored already.
-        explanation: Option<Arc<[u8]>>,
+        /// The verdicts; kept once however many tasks refer to them.
+        explanation: Arc<[u8]>,
     },
     /// A submission that the registry refused: it never was.
     Forget {
@@ -87,12 +121,26 @@ pub enum Change {
         /// Its keys.
         keys: Vec<Vec<u8>>,
     },
-    /// What the host reported about a finished task.
-    Archive {
+    /// A task is over.
+    End {
         /// The task.
         job: JobId,
-        /// The record as JSON.
+        /// The job in its final state as JSON; empty if the registry never took it.
+        ended: Vec<u8>,
+    },
+    /// What the host reported about a task that is over.
+    Record {
+        /// The task.
+        job: JobId,
+        /// The record as JSON; empty if there is nothing to report.
         record: Vec<u8>,
+    },
+    /// Forgets the oldest keys that no longer count and the oldest ended tasks that were kept long enough.
+    Sweep {
+        /// Keys that end before this are forgotten.
+        now: Timestamp,
+        /// Ended tasks that were accepted before this are forgotten.
+        tasks_before: Timestamp,
     },
 }
 
@@ -140,14 +188,14 @@ impl Store {
     /// Opens or creates the store in a folder.
     pub fn open(folder: &Path) -> Result<Store, StoreFailed> {
         let database = Database::create(folder.join("tasks.redb")).map_err(database_error)?;
-        prepare(&database)?;
+        writer::prepare(&database)?;
         let database = Arc::new(database);
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
         let (report, failed) = watch::channel(None);
         let writer = Arc::clone(&database);
         thread::Builder::new()
             .name("task-store".into())
-            .spawn(move || write_loop(&writer, waiting, &report))
+            .spawn(move || writer::run(&writer, waiting, &report))
             .map_err(database_error)?;
         Ok(Store { database, queue, failed })
     }
@@ -183,16 +231,15 @@ impl Store {
         decode(&bytes, job).map(Some)
     }
 
-    /// An owner's tasks, newest first, older than `before`, at most `limit`.
+    /// An owner's tasks in short, newest first, older than `before`, at most `limit`.
     pub fn tasks_of(
         &self,
         owner: &Pseudonym,
         before: Option<&JobId>,
         limit: usize,
-    ) -> Result<Vec<TaskRecord>, StoreFailed> {
+    ) -> Result<Vec<(JobId, Summary)>, StoreFailed> {
         let read = self.database.begin_read().map_err(database_error)?;
         let index = read.open_table(TASKS_BY_OWNER).map_err(database_error)?;
-        let tasks = read.open_table(TASKS).map_err(database_error)?;
         let first = owner.0.to_vec();
         let last = match before {
             Some(job) => owner_key(owner, job),
@@ -202,26 +249,28 @@ impl Store {
         let range = index.range::<&[u8]>(first.as_slice()..last.as_slice()).map_err(database_error)?;
         let mut found = Vec::new();
         for entry in range.rev().take(limit) {
-            let (key, _) = entry.map_err(database_error)?;
-            let job = &key.value()[owner.0.len()..];
-            if let Some(bytes) = tasks.get(job).map_err(database_error)? {
-                found.push(decode(bytes.value(), &String::from_utf8_lossy(job))?);
-            }
+            let (key, summary) = entry.map_err(database_error)?;
+            let (_, job) = owner_and_job(key.value())?;
+            found.push((job, decode(summary.value(), &job)?));
         }
         Ok(found)
     }
 
-    /// All tasks without an archived record; read once at start.
-    pub fn unarchived(&self) -> Result<Vec<JobId>, StoreFailed> {
+    /// All tasks of which something is still to come: (task, owner, bytes, whether the end is known). Read once at start.
+    pub fn unfinished(&self) -> Result<Vec<(JobId, Pseudonym, u64, bool)>, StoreFailed> {
         let read = self.database.begin_read().map_err(database_error)?;
-        let tasks = read.open_table(TASKS).map_err(database_error)?;
-        let archive = read.open_table(ARCHIVE).map_err(database_error)?;
+        let index = read.open_table(TASKS_BY_OWNER).map_err(database_error)?;
+        let ended = read.open_table(ENDED).map_err(database_error)?;
+        let records = read.open_table(RECORDS).map_err(database_error)?;
         let mut found = Vec::new();
-        for entry in tasks.iter().map_err(database_error)? {
-            let (key, _) = entry.map_err(database_error)?;
-            if archive.get(key.value()).map_err(database_error)?.is_none() {
-                let text = String::from_utf8_lossy(key.value()).into_owned();
-                found.push(JobId::parse(&text).map_err(|_| StoreFailed::Damaged(text))?);
+        for entry in redb::ReadableTable::iter(&index).map_err(database_error)? {
+            let (key, summary) = entry.map_err(database_error)?;
+            let (owner, job) = owner_and_job(key.value())?;
+            let id = job.to_string();
+            if records.get(id.as_bytes()).map_err(database_error)?.is_none() {
+                let summary: Summary = decode(summary.value(), &job)?;
+                let ended = ended.get(id.as_bytes()).map_err(database_error)?.is_some();
+                found.push((job, owner, summary.payload_bytes, ended));
             }
         }
         Ok(found)
@@ -235,9 +284,14 @@ impl Store {
         decode(&bytes, &"an idempotency key").map(Some)
     }
 
-    /// The final record of a task, as JSON.
-    pub fn archived(&self, job: &JobId) -> Result<Option<Vec<u8>>, StoreFailed> {
-        self.bytes(ARCHIVE, job.to_string().as_bytes())
+    /// How a task ended: the job as JSON, empty if the registry never took it. `None` while it is open.
+    pub fn ended(&self, job: &JobId) -> Result<Option<Vec<u8>>, StoreFailed> {
+        self.bytes(ENDED, job.to_string().as_bytes())
+    }
+
+    /// What the host reported of a task that is over, as JSON; empty if it had nothing to report.
+    pub fn record(&self, job: &JobId) -> Result<Option<Vec<u8>>, StoreFailed> {
+        self.bytes(RECORDS, job.to_string().as_bytes())
     }
 
     /// The verdicts that a task was placed on, as JSON.
@@ -245,7 +299,7 @@ impl Store {
         self.bytes(EXPLANATIONS, &digest.0)
     }
 
-    fn bytes(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8]) -> Result<Option<Vec<u8>>, StoreFailed> {
+    fn bytes(&self, table: TableDefinition<Bytes, Bytes>, key: &[u8]) -> Result<Option<Vec<u8>>, StoreFailed> {
         let read = self.database.begin_read().map_err(database_error)?;
         let table = read.open_table(table).map_err(database_error)?;
         let found = table.get(key).map_err(database_error)?;
@@ -258,87 +312,11 @@ fn owner_key(owner: &Pseudonym, job: &JobId) -> Vec<u8> {
     [&owner.0[..], job.to_string().as_bytes()].concat()
 }
 
-fn prepare(database: &Database) -> Result<(), StoreFailed> {
-    let write = database.begin_write().map_err(database_error)?;
-    {
-        let mut about = write.open_table(ABOUT).map_err(database_error)?;
-        let found = about.get("format").map_err(database_error)?.map(|format| format.value());
-        match found {
-            Some(found) if found > FORMAT => return Err(StoreFailed::Newer { found }),
-            Some(_) => {}
-            None => {
-                about.insert("format", FORMAT).map_err(database_error)?;
-            }
-        }
-        for table in [TASKS, KEYS, ARCHIVE, EXPLANATIONS] {
-            write.open_table(table).map_err(database_error)?;
-        }
-        write.open_table(TASKS_BY_OWNER).map_err(database_error)?;
-    }
-    write.commit().map_err(database_error)
-}
-
-fn write_loop(database: &Database, mut waiting: mpsc::Receiver<Waiting>, report: &watch::Sender<Option<StoreFailed>>) {
-    let mut batch = Vec::with_capacity(TRANSACTION_MAX);
-    while waiting.blocking_recv_many(&mut batch, TRANSACTION_MAX) > 0 {
-        let (changes, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|it| (it.change, it.done)).unzip();
-        let result = write_all(database, &changes);
-        if let Err(failed) = &result {
-            report.send_replace(Some(failed.clone()));
-        }
-        for answer in answers {
-            let _caller_may_be_gone = answer.send(result.clone());
-        }
-        if result.is_err() {
-            return;
-        }
-    }
-}
-
-fn write_all(database: &Database, changes: &[Change]) -> Result<(), StoreFailed> {
-    let write = database.begin_write().map_err(database_error)?;
-    {
-        let mut tasks = write.open_table(TASKS).map_err(database_error)?;
-        let mut by_owner = write.open_table(TASKS_BY_OWNER).map_err(database_error)?;
-        let mut keys_table = write.open_table(KEYS).map_err(database_error)?;
-        let mut archive = write.open_table(ARCHIVE).map_err(database_error)?;
-        let mut explanations = write.open_table(EXPLANATIONS).map_err(database_error)?;
-        for change in changes {
-            match change {
-                Change::Accept { task, keys, explanation } => {
-                    let id = task.job.to_string();
-                    insert(&mut tasks, id.as_bytes(), &encode(task.as_ref())?)?;
-                    by_owner.insert(owner_key(&task.owner, &task.job).as_slice(), ()).map_err(database_error)?;
-                    for (key, remembered) in keys {
-                        insert(&mut keys_table, key, &encode(remembered)?)?;
-                    }
-                    if let Some(bytes) = explanation {
-                        insert(&mut explanations, &task.explanation.0, bytes)?;
-                    }
-                }
-                Change::Forget { job, owner, keys } => {
-                    tasks.remove(job.to_string().as_bytes()).map_err(database_error)?;
-                    by_owner.remove(owner_key(owner, job).as_slice()).map_err(database_error)?;
-                    for key in keys {
-                        keys_table.remove(key.as_slice()).map_err(database_error)?;
-                    }
-                }
-                Change::Archive { job, record } => {
-                    insert(&mut archive, job.to_string().as_bytes(), record)?;
-                }
-            }
-        }
-    }
-    write.commit().map_err(database_error)
-}
-
-fn insert(
-    table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
-    key: &[u8],
-    value: &[u8],
-) -> Result<(), StoreFailed> {
-    table.insert(key, value).map_err(database_error)?;
-    Ok(())
+fn owner_and_job(key: &[u8]) -> Result<(Pseudonym, JobId), StoreFailed> {
+    let damaged = || StoreFailed::Damaged(String::from_utf8_lossy(key).into_owned());
+    let (owner, job) = key.split_first_chunk().ok_or_else(damaged)?;
+    let job = std::str::from_utf8(job).ok().and_then(|text| JobId::parse(text).ok()).ok_or_else(damaged)?;
+    Ok((Pseudonym(*owner), job))
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreFailed> {
@@ -355,96 +333,4 @@ fn writer_gone() -> StoreFailed {
 
 fn database_error(error: impl std::fmt::Display) -> StoreFailed {
     StoreFailed::Database(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use certs::MemberState;
-
-    fn task(number: u8) -> TaskRecord {
-        TaskRecord {
-            job: JobId::new(u64::from(number), [number; 10]),
-            owner: Pseudonym([7; 16]),
-            created_at: Timestamp(u64::from(number)),
-            payload: br#"{"executors":[]}"#.to_vec(),
-            warnings: vec!["dropped VmSize".into()],
-            researcher: ResearcherFacts {
-                home: MemberState::parse("FR").expect("a state"),
-                assurance: 1,
-                entitlements: vec![],
-                clearances: vec![],
-                residency: None,
-            },
-            explanation: Digest::of(b"verdicts"),
-        }
-    }
-
-    fn accept(number: u8) -> Change {
-        let task = task(number);
-        let remembered =
-            RememberedKey { body: Digest::of(&task.payload), job: task.job, face: "/v1".into(), at: task.created_at };
-        Change::Accept {
-            keys: vec![(vec![number], remembered)],
-            task: Box::new(task),
-            explanation: Some(Arc::from(&b"verdicts"[..])),
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_acknowledged_is_there_after_reopening() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = Store::open(folder.path()).expect("a store");
-        for number in 1..=3 {
-            store.write(accept(number)).await.expect("written");
-        }
-        drop(store);
-        let store = reopen(folder.path());
-        assert_eq!(store.task(&task(2).job).expect("read"), Some(task(2)));
-        let found = store.key(&[3]).expect("read").expect("a key");
-        assert_eq!(found.job, task(3).job);
-        let verdicts = store.explanation(&task(1).explanation).expect("read");
-        assert_eq!(verdicts.as_deref(), Some(&b"verdicts"[..]));
-    }
-
-    /// The writer thread closes the file shortly after the last handle is gone.
-    fn reopen(folder: &Path) -> Store {
-        loop {
-            match Store::open(folder) {
-                Ok(store) => return store,
-                Err(StoreFailed::Database(reason)) if reason.contains("already open") => {
-                    thread::yield_now();
-                }
-                Err(other) => panic!("{other}"),
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn an_owner_sees_the_newest_first_and_pages() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = Store::open(folder.path()).expect("a store");
-        for number in 1..=5 {
-            store.write(accept(number)).await.expect("written");
-        }
-        let owner = Pseudonym([7; 16]);
-        let page = store.tasks_of(&owner, None, 2).expect("read");
-        assert_eq!(page, vec![task(5), task(4)]);
-        let page = store.tasks_of(&owner, Some(&page[1].job), 9).expect("read");
-        assert_eq!(page, vec![task(3), task(2), task(1)]);
-        let other = Pseudonym([8; 16]);
-        assert_eq!(store.tasks_of(&other, None, 9).expect("read"), vec![]);
-    }
-
-    #[tokio::test]
-    async fn a_forgotten_submission_leaves_nothing() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = Store::open(folder.path()).expect("a store");
-        store.write(accept(1)).await.expect("written");
-        let forget = Change::Forget { job: task(1).job, owner: task(1).owner, keys: vec![vec![1]] };
-        store.write(forget).await.expect("written");
-        assert_eq!(store.task(&task(1).job).expect("read"), None);
-        assert_eq!(store.key(&[1]).expect("read"), None);
-        assert!(store.unarchived().expect("read").is_empty());
-    }
 }

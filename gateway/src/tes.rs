@@ -29,7 +29,7 @@ pub mod view;
 mod tests;
 
 pub use filter::{BadQuery, ListQuery, PageToken};
-pub use log::logs;
+pub use log::{given_up, logs};
 pub use mistake::{BadTask, Mistake};
 pub(crate) use path::climbs;
 pub use requirements::{BACKEND_PARAMETERS, Requirements};

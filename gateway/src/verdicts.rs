@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use certs::{Digest, MemberState};
-use federation::{Offer, PoolId, Registry, Shape};
+use federation::raft::Consensus;
+use federation::{Job, Offer, PoolId, Registry, Shape};
 use policy::{
     Action, ContextFacts, Decision, DecisionCache, FactoryFacts, JobFacts, Labels, Pack, Permit, Request,
     ResearcherFacts,
@@ -18,6 +19,15 @@ use policy::{
 const KINDS_MAX: usize = 1_000;
 /// Shares are told to packs in steps, so that every grant does not make every verdict stale.
 const SHARE_STEP_PERCENT: u32 = 5;
+
+/// What packs are told of a home's share of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shares {
+    /// What its jobs hold now.
+    Now,
+    /// Nothing: the job waits, and by the time when it is granted the others may have ended. The host asks again then.
+    AtRest,
+}
 
 /// One pool's two answers.
 #[derive(Clone, Debug)]
@@ -56,7 +66,7 @@ pub struct Verdicts {
 impl Verdicts {
     /// The pools that both states permit.
     pub fn permits(&self) -> Vec<(PoolId, Permit)> {
-        let permitted = |verdict: &PoolVerdict| Some((verdict.pool.clone(), verdict.permit()?));
+        let permitted = |verdict: &PoolVerdict| Some((verdict.pool, verdict.permit()?));
         self.pools.iter().filter_map(permitted).collect()
     }
 }
@@ -91,84 +101,121 @@ struct Basis {
     offers: Vec<(PoolId, u64, u32)>,
 }
 
+/// Everything that a decision reads from the registry, so that packs run without holding it up.
+struct Facts {
+    basis: Basis,
+    offers: Vec<Offer>,
+}
+
+/// A pack as it was last compiled; `None` if it cannot be.
+struct Compiled {
+    digest: Digest,
+    pack: Option<Arc<Pack>>,
+}
+
 /// Asks the packs of the registry, and remembers.
 #[derive(Default)]
 pub struct Judge {
-    packs: Mutex<BTreeMap<MemberState, (Digest, Option<Arc<Pack>>)>>,
+    packs: Mutex<BTreeMap<MemberState, Compiled>>,
     decisions: DecisionCache,
     kinds: Mutex<HashMap<Question, (Basis, Arc<Verdicts>)>>,
 }
 
 impl Judge {
     /// The verdicts of all states on all pools, as the registry stands.
-    pub fn verdicts(&self, registry: &Registry, question: &Question) -> Arc<Verdicts> {
-        let basis = basis(registry, question.researcher.home);
-        if let Some((known, verdicts)) = self.lock_kinds().get(question)
-            && *known == basis
-        {
-            return Arc::clone(verdicts);
-        }
-        let verdicts = Arc::new(self.ask_all(registry, question, &basis));
+    pub fn verdicts(&self, consensus: &Consensus, question: &Question, shares: Shares) -> Arc<Verdicts> {
+        let home = question.researcher.home;
+        let known_or_facts = consensus.read(|registry| {
+            let basis = basis(registry, home, shares);
+            if let Some((known, verdicts)) = self.lock_kinds().get(question)
+                && *known == basis
+            {
+                return Ok(Arc::clone(verdicts));
+            }
+            let offers = registry.offers().map(|state| state.offer.clone()).collect();
+            Err(Facts { basis, offers })
+        });
+        let facts = match known_or_facts {
+            Ok(verdicts) => return verdicts,
+            Err(facts) => facts,
+        };
+        let verdicts = Arc::new(self.ask_all(consensus, question, &facts));
         let mut kinds = self.lock_kinds();
         if kinds.len() >= KINDS_MAX {
             kinds.clear();
         }
-        kinds.insert(question.clone(), (basis, Arc::clone(&verdicts)));
+        kinds.insert(question.clone(), (facts.basis, Arc::clone(&verdicts)));
         verdicts
     }
 
-    /// The host's binding answer: its own live pack and the share as it is at this moment.
-    pub fn decide_as_host(&self, registry: &Registry, offer: &Offer, question: &Question) -> Arc<Decision> {
-        let share = share_percent(registry, &offer.pool, question.researcher.home);
-        let request = request(Action::Host, question, offer, share);
-        self.decide(registry, offer.pool.factory.state, &request)
+    /// The host's binding answer about an attempt: its own live pack, and the share that home held before it.
+    /// `None` if the pool is not offered any more.
+    pub fn decide_as_host(&self, consensus: &Consensus, job: &Job, question: &Question) -> Option<Arc<Decision>> {
+        let pool = job.attempt()?.pool;
+        let (offer, share) = consensus.read(|registry| {
+            let state = registry.offer(&pool)?;
+            Some((state.offer.clone(), registry.share_percent_before(&pool, &job.id)))
+        })?;
+        Some(self.decide(consensus, pool.state(), &request(Action::Host, question, &offer, share)))
     }
 
-    fn ask_all(&self, registry: &Registry, question: &Question, basis: &Basis) -> Verdicts {
+    /// Home's own answer about an attempt, at the moment when it hands the task over.
+    /// `None` if the pool is not offered any more.
+    pub fn decide_as_home(&self, consensus: &Consensus, job: &Job, question: &Question) -> Option<Arc<Decision>> {
+        let pool = job.attempt()?.pool;
+        let (offer, share) = consensus.read(|registry| {
+            let state = registry.offer(&pool)?;
+            Some((state.offer.clone(), registry.share_percent_before(&pool, &job.id)))
+        })?;
+        Some(self.decide(consensus, job.home, &request(Action::Export, question, &offer, share)))
+    }
+
+    fn ask_all(&self, consensus: &Consensus, question: &Question, facts: &Facts) -> Verdicts {
         let home = question.researcher.home;
-        let mut pools = Vec::with_capacity(basis.offers.len());
-        for (pool, _, share) in &basis.offers {
-            let Some(state) = registry.offer(pool) else {
-                continue;
-            };
-            let export = request(Action::Export, question, &state.offer, *share);
-            let host = request(Action::Host, question, &state.offer, *share);
+        let mut pools = Vec::with_capacity(facts.offers.len());
+        for (offer, (pool, _, share)) in facts.offers.iter().zip(&facts.basis.offers) {
+            let export = request(Action::Export, question, offer, *share);
+            let host = request(Action::Host, question, offer, *share);
             pools.push(PoolVerdict {
-                pool: pool.clone(),
-                export: self.decide(registry, home, &export),
-                host: self.decide(registry, pool.factory.state, &host),
+                pool: *pool,
+                export: self.decide(consensus, home, &export),
+                host: self.decide(consensus, pool.state(), &host),
             });
         }
-        let mut verdicts =
-            Verdicts { pools, decided_on: basis.packs.clone(), explanation: Arc::new([]), digest: Digest::of(b"") };
+        let packs = facts.basis.packs.clone();
+        let mut verdicts = Verdicts { pools, decided_on: packs, explanation: Arc::new([]), digest: Digest::of(b"") };
         let answers = crate::explain::answers(&verdicts);
         verdicts.explanation = serde_json::to_vec(&answers).expect("invariant: answers are plain data").into();
         verdicts.digest = Digest::of(&verdicts.explanation);
         verdicts
     }
 
-    fn decide(&self, registry: &Registry, state: MemberState, request: &Request) -> Arc<Decision> {
-        match self.pack(registry, state) {
+    fn decide(&self, consensus: &Consensus, state: MemberState, request: &Request) -> Arc<Decision> {
+        match self.pack(consensus, state) {
             Some((pack, digest)) => self.decisions.decide_cached(&pack, digest.0, request),
             None => Arc::new(policy::no_pack(state, request.action)),
         }
     }
 
     /// A pack is compiled once per revision. One that does not compile denies everything.
-    fn pack(&self, registry: &Registry, state: MemberState) -> Option<(Arc<Pack>, Digest)> {
-        let record = registry.pack(state)?;
+    fn pack(&self, consensus: &Consensus, state: MemberState) -> Option<(Arc<Pack>, Digest)> {
+        let digest = consensus.read(|registry| registry.pack(state).map(|record| record.digest))?;
         let mut packs = self.packs.lock().expect("invariant: compiling a pack does not panic");
-        if let Some((digest, pack)) = packs.get(&state)
-            && *digest == record.digest
-        {
-            return pack.clone().map(|pack| (pack, record.digest));
+        if let Some(known) = packs.get(&state).filter(|known| known.digest == digest) {
+            return known.pack.clone().map(|pack| (pack, digest));
         }
-        let compiled = Pack::compile(&record.source).ok().map(Arc::new);
-        if compiled.is_none() {
-            tracing::warn!(%state, sequence = record.sequence, "a state's pack does not compile");
-        }
-        packs.insert(state, (record.digest, compiled.clone()));
-        compiled.map(|pack| (pack, record.digest))
+        let record = consensus.read(|registry| registry.pack(state).cloned())?;
+        let pack = match Pack::compile(&record.source) {
+            Ok(pack) => Some(Arc::new(pack)),
+            // The machine's fault, not the pack's: denied this time, tried again the next.
+            Err(bad) if bad.is_transient() => return None,
+            Err(bad) => {
+                tracing::warn!(%state, sequence = record.sequence, %bad, "a state's pack does not compile");
+                None
+            }
+        };
+        packs.insert(state, Compiled { digest: record.digest, pack: pack.clone() });
+        pack.map(|pack| (pack, record.digest))
     }
 
     fn lock_kinds(&self) -> std::sync::MutexGuard<'_, HashMap<Question, (Basis, Arc<Verdicts>)>> {
@@ -176,22 +223,19 @@ impl Judge {
     }
 }
 
-fn basis(registry: &Registry, home: MemberState) -> Basis {
+fn basis(registry: &Registry, home: MemberState, shares: Shares) -> Basis {
     let packs = registry.packs().map(|(state, pack)| (state, pack.sequence)).collect();
     let offers = registry
         .offers()
         .map(|state| {
-            let share = share_percent(registry, &state.offer.pool, home);
-            let share = share / SHARE_STEP_PERCENT * SHARE_STEP_PERCENT;
-            (state.offer.pool.clone(), state.offer.sequence, share)
+            let share = match shares {
+                Shares::Now => state.share_percent(home) / SHARE_STEP_PERCENT * SHARE_STEP_PERCENT,
+                Shares::AtRest => 0,
+            };
+            (state.offer.pool, state.offer.sequence, share)
         })
         .collect();
     Basis { packs, offers }
-}
-
-/// The part of a pool's GPUs that the home state's jobs hold now.
-fn share_percent(registry: &Registry, pool: &PoolId, home: MemberState) -> u32 {
-    registry.offer(pool).map_or(0, |offer| offer.share_percent(home))
 }
 
 fn request(action: Action, question: &Question, offer: &Offer, share: u32) -> Request {

@@ -151,6 +151,11 @@ impl Federation {
         if let Some(child) = self.restarted.iter_mut().find(|it| it.id() as i32 == pid) {
             child.wait().expect("a child to wait for");
         }
+        // The first ones are children of `up`, which reaps them.
+        let stat = format!("/proc/{pid}/stat");
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            std::thread::yield_now();
+        }
     }
 }
 

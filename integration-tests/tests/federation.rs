@@ -6,6 +6,7 @@ mod federation {
     mod crashes;
     mod local_driver;
     mod peers;
+    mod privacy;
     mod stories;
     mod tes;
     mod tokens;

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use certs::{LeafIdentity, SharedLeaf, StateCa, peer_client_config, peer_of, peer_server_config};
-use rcgen::{KeyPair, SanType};
+use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ServerSessionMemoryCache;
-use rustls::{ClientConfig, HandshakeKind, NamedGroup, ServerConfig};
+use rustls::{AlertDescription, ClientConfig, Connection, Error, HandshakeKind, NamedGroup, ServerConfig};
 
-use crate::states::{NOW, State, Two, federation, gateway, shows, state, trust_store};
-use crate::wire::{Met, Refused, Shows, client_at, deliver, flush, handshake, new_client, new_server, server_at};
+use crate::revocation::list_of;
+use crate::states::{DAY_S, NOW, State, Two, federation, gateway, moment, shows, state, trust_store};
+use crate::wire::{Met, Refused, Shows, client_at, deliver, flush, handshake, new_client, new_server, said, server_at};
 
 /// fr-1's side of a call to `dialled`.
 fn client(cast: &Two, leaf: SharedLeaf, dialled: &str) -> Arc<ClientConfig> {
@@ -59,7 +60,7 @@ fn an_authority_vouches_for_its_own_state_only() {
     let uri = gateway("DE/de-1").spiffe(&federation());
     let forged = cast.fr.forge("FR/fr-1", |it| it.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())]);
     // An authority with Germany's name, but without its key.
-    let look_alike = State::new("DE").forge("DE/de-1", |_| ());
+    let look_alike = cast.de.look_alike().forge("DE/de-1", |_| ());
     for forged in [forged, look_alike] {
         let as_server = server_at(NOW, server.clone(), |it| it.cert_resolver = Arc::new(forged.clone()));
         refused_by_client(handshake(&client, &as_server), "the chain of DE does not hold");
@@ -111,6 +112,71 @@ fn a_certificate_without_its_key_is_refused_at_both_ends() {
     let thief = server_at(NOW, server, |it| it.cert_resolver = Arc::new(stolen("FR/fr-2")));
     let dials = self::client(&cast, cast.de.leaf("DE/de-1"), "FR/fr-2");
     refused_by_client(handshake(&dials, &thief), "BadSignature");
+}
+
+/// Each end's log says what its operator has to renew.
+#[test]
+fn both_ends_are_told_that_a_certificate_is_over_or_taken_back() {
+    let (cast, client, server) = sound();
+    let mut french = cast.fr.bundle(&["fr-1"]);
+    french.crls_der = vec![list_of(&cast.fr, &[7])];
+    cast.trust.store(trust_store([french, cast.de.bundle(&["de-1"])]));
+    type Fault = fn(&mut CertificateParams);
+    let faults: [(Fault, AlertDescription, &str); 4] = [
+        (|it| it.not_after = moment(NOW - 1), AlertDescription::CertificateExpired, "certificate expired"),
+        (|it| it.not_before = moment(NOW + 1), AlertDescription::CertificateExpired, "not valid yet"),
+        (|it| it.serial_number = Some(7_u64.into()), AlertDescription::CertificateRevoked, "Revoked"),
+        (|it| it.subject_alt_names.clear(), AlertDescription::CertificateUnknown, "one SPIFFE URI"),
+    ];
+    for (fault, alert, why) in faults {
+        let shown = Arc::new(cast.fr.forge("FR/fr-1", fault));
+        let faulty = client_at(NOW, client.clone(), |it| it.client_auth_cert_resolver = shown.clone());
+        assert_eq!(told(new_client(&faulty), new_server(&server), why), alert, "{why}");
+        let dials = self::client(&cast, cast.de.leaf("DE/de-1"), "FR/fr-1");
+        let faulty = server_at(NOW, server.clone(), |it| it.cert_resolver = shown);
+        assert_eq!(told(new_server(&faulty), new_client(&dials), why), alert, "{why}");
+    }
+}
+
+/// What the faulty end is told by the other, which refuses it because of `why`.
+#[track_caller]
+fn told(mut faulty: Connection, mut strict: Connection, why: &str) -> AlertDescription {
+    loop {
+        if let Err(refused) = deliver(&flush(&mut faulty), &mut strict) {
+            assert!(said(refused).contains(why), "{why}");
+            match deliver(&flush(&mut strict), &mut faulty) {
+                Err(Error::AlertReceived(alert)) => return alert,
+                other => panic!("no alert but {other:?}"),
+            }
+        }
+        assert!(strict.wants_write(), "not refused");
+        deliver(&flush(&mut strict), &mut faulty).unwrap();
+    }
+}
+
+#[test]
+fn an_authority_counts_in_its_time_only() {
+    let authority = |made_s: u64, days: u32| State {
+        code: state("FR"),
+        ca: StateCa::create(state("FR"), &federation(), made_s, days).unwrap(),
+    };
+    for (fr, refused) in [
+        (authority(NOW - DAY_S, 1), None),
+        (authority(NOW - DAY_S - 1, 1), Some("certificate expired")),
+        (authority(NOW + 300, 1), None),
+        (authority(NOW + 301, 1), Some("not valid yet")),
+    ] {
+        let cast = Two::new();
+        cast.trust.store(trust_store([fr.bundle(&["fr-1"]), cast.de.bundle(&["de-1"])]));
+        let met = cast.meet(&fr.forge("FR/fr-1", |_| ()), NOW);
+        match (refused, met) {
+            (None, met) => assert_eq!(met, [Ok(()), Ok(())]),
+            (Some(why), [as_client, as_server]) => {
+                assert!(matches!(&as_client, Err(Refused::ByServer(said)) if said.contains(why)), "{as_client:?}");
+                assert!(matches!(&as_server, Err(Refused::ByClient(said)) if said.contains(why)), "{as_server:?}");
+            }
+        }
+    }
 }
 
 #[test]

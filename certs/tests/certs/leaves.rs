@@ -3,8 +3,9 @@
 use rcgen::ExtendedKeyUsagePurpose::{Any, ClientAuth, CodeSigning, ServerAuth};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
-use crate::states::{NOW, Two, federation, gateway, moment, shows, sound_leaf};
+use crate::states::{DAY_S, NOW, Two, federation, gateway, moment, shows, sound_leaf};
 use crate::wire::{Refused, Shows};
 
 const URI: &str = "spiffe://fr.entente.example/gateway/fr-1";
@@ -143,14 +144,31 @@ fn a_leaf_is_a_leaf_for_both_ends() {
 fn a_leaf_counts_in_its_time_only() {
     const CHAIN: &str = "the chain of FR does not hold";
     check_all(&[
-        ("expired", |it| it.not_after = moment(NOW - 1), CHAIN),
-        ("not yet valid", |it| it.not_before = moment(NOW + 1), CHAIN),
+        ("expired", |it| it.not_after = moment(NOW - 1), "certificate expired"),
+        ("not yet valid", |it| it.not_before = moment(NOW + 1), "not valid yet"),
         (
             "from its end to its beginning",
             |it| (it.not_before, it.not_after) = (moment(NOW + 9), moment(NOW - 9)),
             CHAIN,
         ),
     ]);
+}
+
+/// A state could sign leaves for ten years by other means than ours; a lost one would have to be revoked all that time.
+#[test]
+fn a_leaf_lives_90_days_at_most() {
+    const LIFE: &str = "lives longer than 90 days";
+    check_all(&[
+        ("ten years", |it| it.not_after = moment(NOW + 3_650 * DAY_S), LIFE),
+        ("a second more", |it| it.not_after = moment(NOW + 90 * DAY_S + 1), LIFE),
+        ("long ago and for long", |it| it.not_before = moment(NOW - 91 * DAY_S), LIFE),
+        ("over, after ten years", |it| (it.not_before, it.not_after) = (moment(1), moment(NOW - 1)), LIFE),
+    ]);
+    let cast = Two::new();
+    let longest = cast.fr.ca.issue_gateway(&gateway("FR/fr-1"), NOW, 24 * 90).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(longest.cert_pem.as_bytes()).unwrap()];
+    let shown = shows(chain, &KeyPair::from_pem(&longest.key_pem).unwrap());
+    assert_eq!(cast.meet(&shown, NOW), [Ok(()), Ok(())], "the longest that an authority issues");
 }
 
 #[test]

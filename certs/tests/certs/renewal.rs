@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use certs::{BadLeaf, LeafIdentity, peer_client_config, peer_server_config};
-use rcgen::KeyPair;
+use certs::{
+    BadLeaf, BadTrust, CannotIssue, LeafIdentity, StateCa, TrustBundle, TrustStore, peer_client_config,
+    peer_server_config,
+};
+use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::states::{NOW, State, Two, gateway, trust_store};
+use crate::states::{NOW, State, Two, federation, gateway, state, trust_store};
 use crate::wire::{Refused, client_at, handshake, server_at};
 
 /// A new leaf of this gateway, and its certificate as the other end sees it.
@@ -85,6 +88,38 @@ fn an_authority_is_replaced_without_a_gap() {
     assert_eq!(leaves().map(call), [true, true]);
     cast.trust.store(trust_store([next.bundle(&["fr-1"]), cast.de.bundle(&["de-1"])]));
     assert_eq!(leaves().map(call), [false, true]);
+}
+
+/// Whatever it signed would be believed by nobody.
+#[test]
+fn an_authority_has_the_key_of_its_certificate() {
+    let (fr, other) = (State::new("FR").ca, State::new("FR").ca);
+    let load = |cert_pem: &str, key_pem: &str| StateCa::load(cert_pem, key_pem).map(|it| it.cert_pem);
+    assert_eq!(load(&fr.cert_pem, &fr.key_pem).unwrap(), fr.cert_pem);
+    assert!(matches!(load(&fr.cert_pem, &other.key_pem), Err(CannotIssue::AnotherKey)));
+    let leaf = State::new("FR").issue("FR/fr-1");
+    assert!(matches!(load(&leaf.cert_pem, &leaf.key_pem), Err(CannotIssue::NotAnAuthority)), "a leaf with its key");
+}
+
+/// The library that builds chains takes any certificate for an anchor.
+#[test]
+fn only_an_authority_is_a_root() {
+    let fr = State::new("FR");
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+    let with_root = |root: Vec<u8>| {
+        let bundle = TrustBundle { ca_certs_der: vec![root], ..fr.bundle(&["fr-1"]) };
+        TrustStore::new(federation(), [bundle]).map(drop)
+    };
+    let own = fr.ca.cert_der().unwrap();
+    assert_eq!(with_root(own.clone()), Ok(()));
+    let leaf = der(&fr.issue("FR/fr-1").cert_pem);
+    let key = KeyPair::generate().unwrap();
+    let mut plain = CertificateParams::default();
+    plain.distinguished_name.push(DnType::CommonName, "Entente CA of FR");
+    let plain = plain.self_signed(&key).unwrap().der().to_vec();
+    for bad in [leaf, plain, own[1..].to_vec(), [&own[..], b"\0"].concat(), vec![]] {
+        assert_eq!(with_root(bad), Err(BadTrust::Ca(state("FR"))));
+    }
 }
 
 /// Half a renewal is noticed before it is in use.

@@ -15,7 +15,7 @@ const OTHER: u64 = 4_712;
 const LIST_LIFE_S: u64 = 600;
 
 /// A list of this authority that takes back these serial numbers.
-fn list_of(signer: &State, serials: &[u64]) -> Vec<u8> {
+pub fn list_of(signer: &State, serials: &[u64]) -> Vec<u8> {
     let revoked = |serial: &u64| RevokedCertParams {
         serial_number: SerialNumber::from(*serial),
         revocation_time: moment(NOW - 60),
@@ -66,8 +66,7 @@ fn meet(cast: &Two, serial: u64, now_s: u64) -> [Result<(), Refused>; 2] {
 }
 
 #[track_caller]
-fn check_refused(met: [Result<(), Refused>; 2]) {
-    let why = "the chain of FR does not hold";
+fn check_refused(met: [Result<(), Refused>; 2], why: &str) {
     match met {
         [Err(Refused::ByServer(one)), Err(Refused::ByClient(other))] => {
             assert!(one.contains(why) && other.contains(why), "{one}; {other}");
@@ -76,12 +75,13 @@ fn check_refused(met: [Result<(), Refused>; 2]) {
     }
 }
 
+const CHAIN: &str = "the chain of FR does not hold";
 const ACCEPTED: [Result<(), Refused>; 2] = [Ok(()), Ok(())];
 
 #[test]
 fn a_list_takes_back_what_it_names() {
     let cast = cast_with(|it| vec![list_of(&it.fr, &[REVOKED])]);
-    check_refused(meet(&cast, REVOKED, NOW));
+    check_refused(meet(&cast, REVOKED, NOW), "Revoked");
     assert_eq!(meet(&cast, OTHER, NOW), ACCEPTED);
     let without = cast_with(|_| vec![]);
     assert_eq!(meet(&without, REVOKED, NOW), ACCEPTED, "it is the list that refuses");
@@ -91,15 +91,44 @@ fn a_list_takes_back_what_it_names() {
 fn a_list_that_is_over_vouches_for_nobody() {
     let cast = cast_with(|it| vec![list_of(&it.fr, &[])]);
     assert_eq!(meet(&cast, OTHER, NOW + LIST_LIFE_S - 1), ACCEPTED);
-    check_refused(meet(&cast, OTHER, NOW + LIST_LIFE_S + 1));
+    check_refused(meet(&cast, OTHER, NOW + LIST_LIFE_S + 1), CHAIN);
 }
 
 #[test]
 fn a_list_that_is_not_the_authoritys_vouches_for_nobody() {
     let of_another_state = cast_with(|it| vec![list_of(&it.de, &[])]);
-    check_refused(meet(&of_another_state, OTHER, NOW));
-    let by_another_key = cast_with(|_| vec![list_of(&State::new("FR"), &[])]);
-    check_refused(meet(&by_another_key, OTHER, NOW));
+    check_refused(meet(&of_another_state, OTHER, NOW), CHAIN);
+    let by_another_key = cast_with(|it| vec![list_of(&it.fr.look_alike(), &[])]);
+    check_refused(meet(&by_another_key, OTHER, NOW), CHAIN);
+}
+
+/// While one authority replaces another, each has a list, and neither's locks out whom the other vouches for.
+#[test]
+fn two_authorities_have_a_list_each() {
+    let (cast, next) = (Two::new(), State::new("FR"));
+    let mut french = with_lists(&cast.fr, vec![list_of(&cast.fr, &[REVOKED]), list_of(&next, &[OTHER])]);
+    french.ca_certs_der.push(next.ca.cert_der().unwrap());
+    cast.trust.store(trust_store([french, cast.de.bundle(&["de-1"])]));
+    let meet_of = |authority: &State, serial: u64| {
+        let numbered = |it: &mut CertificateParams| it.serial_number = Some(SerialNumber::from(serial));
+        cast.meet(&authority.forge("FR/fr-1", numbered), NOW)
+    };
+    assert_eq!(meet_of(&cast.fr, OTHER), ACCEPTED);
+    assert_eq!(meet_of(&next, REVOKED), ACCEPTED);
+    check_refused(meet_of(&cast.fr, REVOKED), "Revoked");
+    check_refused(meet_of(&next, OTHER), "Revoked");
+}
+
+#[test]
+fn two_authorities_of_one_name_are_no_trust() {
+    let fr = State::new("FR");
+    let mut bundle = fr.bundle(&["fr-1"]);
+    bundle.ca_certs_der.push(fr.look_alike().ca.cert_der().unwrap());
+    let refused = TrustStore::new(federation(), [bundle.clone()]).map(drop);
+    assert_eq!(refused, Err(BadTrust::SharedSubject(state("FR"))));
+    bundle.ca_certs_der[1] = bundle.ca_certs_der[0].clone();
+    let refused = TrustStore::new(federation(), [bundle]).map(drop);
+    assert_eq!(refused, Err(BadTrust::SharedSubject(state("FR"))), "nor is one that is there twice");
 }
 
 #[test]

@@ -6,16 +6,21 @@ use certs::{
     FederationId, GatewayId, GatewayKey, GatewayName, IssuedLeaf, LeafIdentity, MemberState, SharedLeaf, SharedTrust,
     SigningKey, StateCa, TrustBundle, TrustStore, gateway_key_proof, peer_client_config, peer_server_config,
 };
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::wire::{Refused, Shows, client_at, handshake, server_at};
 
 /// Every clock of these tests stands here, in Unix seconds.
 pub const NOW: u64 = 1_900_000_000;
+pub const DAY_S: u64 = 86_400;
 pub const FEDERATION: &str = "entente.example";
 
 pub fn federation() -> FederationId {
@@ -78,6 +83,24 @@ impl State {
 }
 
 impl State {
+    /// An authority of the same name with a key of its own.
+    pub fn look_alike(&self) -> State {
+        let der = self.ca.cert_der().unwrap();
+        let (_, own) = X509Certificate::from_der(&der).unwrap();
+        let name = own.subject().iter_common_name().next().unwrap().as_str().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        (params.not_before, params.not_after) = (moment(NOW - 300), moment(NOW + 30 * DAY_S));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let domain = format!("spiffe://{}.{FEDERATION}", self.code.lower());
+        params.subject_alt_names = vec![SanType::URI(domain.try_into().unwrap())];
+        let key = KeyPair::generate().unwrap();
+        let cert_pem = params.self_signed(&key).unwrap().pem();
+        State { code: self.code, ca: StateCa::load(&cert_pem, &key.serialize_pem()).unwrap() }
+    }
+
     /// A gateway's leaf as [`State::issue`] makes it, but for this change, signed by this state's authority.
     pub fn forge(&self, id: &str, change: impl FnOnce(&mut CertificateParams)) -> Shows {
         let mut params = sound_leaf(&gateway(id).spiffe(&federation()));

@@ -44,7 +44,7 @@ pub fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Resu
 }
 
 /// Our own words where the reason is ours, otherwise the library's.
-fn said(why: Error) -> String {
+pub fn said(why: Error) -> String {
     match why {
         Error::InvalidCertificate(CertificateError::Other(OtherError(ours))) => ours.to_string(),
         other => other.to_string(),

@@ -1,18 +1,30 @@
-//! Assembly: a snapshot that arrives in pieces. One per sender, in order, bounded.
+//! Assembly: a snapshot that arrives in pieces, in order.
+//!
+//! Invariant: there is one at a time, of the leader that this member follows; nobody else takes memory here. Another
+//! leader's replaces it, and one that does not go on is let go.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
-use super::transport::NodeId;
-use super::wire::{WireMeta, WireSnapshot};
+use tokio::time::Instant;
 
-/// 27 states with 4,000 open jobs each are about 76 MiB.
-pub const SNAPSHOT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+use super::wire::{WireMeta, WireSnapshot, WireVote};
+use crate::limits::SNAPSHOT_BYTES_MAX;
 
-/// Pieces that have come, by sender.
+/// A piece of 4 MiB over a link of 1 MiB/s takes 4 s.
+pub const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Pieces that have come.
 #[derive(Default)]
 pub struct Assembly {
-    unfinished: Mutex<HashMap<NodeId, (WireMeta, Vec<u8>)>>,
+    begun: Mutex<Option<Begun>>,
+}
+
+struct Begun {
+    vote: WireVote,
+    meta: WireMeta,
+    bytes: Vec<u8>,
+    last_piece_at: Instant,
 }
 
 /// What a piece made of it.
@@ -25,28 +37,39 @@ pub enum Progress {
 }
 
 impl Assembly {
-    /// Adds a piece. One at offset 0 begins anew.
-    pub fn add(&self, from: NodeId, piece: &WireSnapshot) -> Progress {
-        let mut unfinished = self.unfinished.lock().expect("invariant: nothing panics while it holds the pieces");
-        if piece.total_bytes > SNAPSHOT_BYTES_MAX {
-            return Progress::Bad;
-        }
-        let (meta, mut bytes) = match unfinished.remove(&from) {
-            Some(begun) if piece.offset > 0 => begun,
-            _ => (piece.meta.clone(), Vec::new()),
+    /// Adds a piece of the leader that this member follows. One at offset 0 begins anew.
+    pub fn add(&self, piece: &WireSnapshot, now: Instant) -> Progress {
+        let mut begun = self.lock();
+        let mut so_far = match begun.take() {
+            Some(so_far) if piece.offset > 0 => so_far,
+            _ => Begun { vote: piece.vote, meta: piece.meta.clone(), bytes: Vec::new(), last_piece_at: now },
         };
-        let continues = meta == piece.meta && piece.offset == bytes.len() as u64;
-        if !continues || piece.offset + piece.data.len() as u64 > piece.total_bytes {
+        let continues = so_far.vote == piece.vote && so_far.meta == piece.meta;
+        let in_place = piece.offset == so_far.bytes.len() as u64 && piece.total_bytes <= SNAPSHOT_BYTES_MAX;
+        if !continues || !in_place || piece.data.len() as u64 > piece.total_bytes - piece.offset {
             return Progress::Bad;
         }
-        bytes.extend_from_slice(&piece.data);
-        if bytes.len() as u64 == piece.total_bytes {
-            return Progress::Whole(bytes);
+        so_far.bytes.extend_from_slice(&piece.data);
+        if so_far.bytes.len() as u64 == piece.total_bytes {
+            return Progress::Whole(so_far.bytes);
         }
         if piece.data.is_empty() {
             return Progress::Bad;
         }
-        unfinished.insert(from, (meta, bytes));
+        so_far.last_piece_at = now;
+        *begun = Some(so_far);
         Progress::More
+    }
+
+    /// Lets go what has not grown for too long.
+    pub fn expire(&self, now: Instant) {
+        let mut begun = self.lock();
+        if begun.as_ref().is_some_and(|begun| begun.last_piece_at + IDLE_MAX <= now) {
+            *begun = None;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Begun>> {
+        self.begun.lock().expect("invariant: nothing panics while it holds the pieces")
     }
 }

@@ -1,5 +1,6 @@
 //! Consensus: this gateway's part in the replicated registry. Read here, propose here, answer peers here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +12,24 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{EmptyNode, ReadPolicy};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::assembly::{Assembly, Progress};
+use super::acquaintance::{has_signed, whoever_has_met_us};
+use super::assembly::{Assembly, IDLE_MAX, Progress};
 use super::guard::{Guard, Refused};
 use super::log_store::LogStore;
 use super::network::Network;
+use super::runtime::RaftRuntime;
 use super::state_machine::{Shared, StateMachine};
 use super::timers::Timers;
 use super::transport::{NodeId, Rpc, Transport, TransportError};
 use super::types::{Applied, Proposal, RaftHandle, Snapshot, SnapshotData};
 use super::wal::{BadLog, Owner};
+use super::weight::{self, LOG_BYTES_MAX};
 use super::wire::{
-    self, WireAppend, WireAppended, WireInstalled, WireProposed, WireReadIndex, WireSnapshot, WireTransfer,
-    WireVoteRequest, WireVoted,
+    self, WireAcquainted, WireAppend, WireAppended, WireInstalled, WireMeta, WireProposed, WireQuestion, WireReadIndex,
+    WireSnapshot, WireTransfer, WireVote, WireVoteRequest, WireVoted,
 };
 use crate::apply::Verdict;
 use crate::genesis::Genesis;
@@ -33,13 +37,19 @@ use crate::registry::Registry;
 use crate::time::Revision;
 
 /// Clients give up after 10 s; an answer that is surely a "no" must come before.
-const PROPOSE_TIMEOUT: Duration = Duration::from_secs(8);
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// One try at one leader.
 const TRY_TIMEOUT: Duration = Duration::from_secs(4);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long a stopping leader waits for its successor.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a question before the founding; a leader that is there answers within two round trips.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an append waits for the one that it stands behind. They are a few milliseconds apart.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(1);
+/// Envelopes of one member that wait here for their commit: a gateway sends four at once, and each may be repeated once
+/// while the first try is still here. 27 gateways x 8 x 1 MiB = 216 MiB.
+const PROPOSALS_PER_MEMBER_MAX: usize = 8;
 
 /// What a member needs to take part.
 #[derive(Clone, Debug)]
@@ -63,7 +73,7 @@ pub enum StartError {
     #[error("the registry's log does not start: {0}")]
     Fatal(String),
     #[error(
-        "this gateway's data folder is empty, but its federation is at revision {0} already: it has lost its votes. \
+        "this gateway's log is empty, but its federation is at revision {0} already: it has lost its votes. \
          Restore the folder; do not start it empty"
     )]
     Wiped(u64),
@@ -100,11 +110,23 @@ pub struct Consensus {
 struct Member {
     node: NodeId,
     raft: RaftHandle,
+    log: LogStore,
     shared: Shared,
-    guard: Guard,
-    assembly: Assembly,
+    guard: Arc<Guard>,
+    assembly: Arc<Assembly>,
+    /// Envelopes of each member that wait here.
+    in_hand: BTreeMap<NodeId, Semaphore>,
     transport: Arc<dyn Transport>,
     timers: Timers,
+    runtime: RaftRuntime,
+}
+
+/// Why a leader has not committed an envelope.
+enum NotCommitted {
+    /// Surely: it does not lead. Who does, if that is known.
+    Forward(Option<NodeId>),
+    /// It may be committed by another leader: the entry was discarded here, or the log failed under it.
+    Unknown,
 }
 
 /// What one try to commit came to.
@@ -118,31 +140,59 @@ enum Tried {
 }
 
 impl Consensus {
-    /// Opens the log and takes part. Peers must reach [`Consensus::handle`] from now on.
+    /// Opens the log and takes part. Peers must reach [`Consensus::handle`] from now on. If the log is empty, the others
+    /// are asked first whether they know this gateway.
     pub async fn start(
         config: RaftConfig,
         genesis: Genesis,
         transport: Arc<dyn Transport>,
     ) -> Result<Consensus, StartError> {
+        Consensus::start_with_log_of(LOG_BYTES_MAX, config, genesis, transport).await
+    }
+
+    /// The same with another limit for the log in memory, so that a test need not fill it.
+    pub(super) async fn start_with_log_of(
+        log_bytes_max: usize,
+        config: RaftConfig,
+        genesis: Genesis,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Consensus, StartError> {
+        let fatal = |cause: &dyn std::fmt::Display| StartError::Fatal(cause.to_string());
+        let settings = config.timers.config(genesis.federation().as_str());
+        let settings = settings.validate().map_err(|cause| StartError::Timers(cause.to_string()))?;
         let genesis = Arc::new(genesis);
         let owner = Owner { node: config.node, genesis: genesis.digest().0 };
         let log = LogStore::open(&config.data_dir, &owner)?;
         let machine = StateMachine::open(&config.data_dir, &genesis).map_err(StartError::Snapshot)?;
         let shared = machine.shared();
-        let settings = config.timers.config(genesis.federation().as_str());
-        let settings = settings.validate().map_err(|cause| StartError::Timers(cause.to_string()))?;
-        let network = Network { me: config.node, transport: Arc::clone(&transport) };
-        let raft = RaftHandle::new(config.node, Arc::new(settings), network, log, machine)
-            .await
-            .map_err(|cause| StartError::Fatal(cause.to_string()))?;
+        let guard = Arc::new(Guard::new(shared.clone(), genesis));
+        let runtime = RaftRuntime::start().map_err(|cause| fatal(&cause))?;
+        let network = Network { me: config.node, guard: Arc::clone(&guard), transport: Arc::clone(&transport) };
+        let transport = runtime.carry(transport);
+        if log.is_empty() {
+            // A snapshot without a log: the vote is gone, whoever remembers it.
+            let here = Some(shared.read(Registry::revision).0).filter(|revision| *revision > 0);
+            let others = guard.voters().iter().filter(|node| **node != config.node);
+            let known = here.or(whoever_has_met_us(&transport, others).await);
+            known.map_or(Ok(()), |revision| Err(StartError::Wiped(revision)))?;
+        }
+        let raft = RaftHandle::new(config.node, Arc::new(settings), network, log.clone(), machine);
+        let raft = runtime.spawn(raft).await.map_err(|cause| fatal(&cause))?.map_err(|cause| fatal(&cause))?;
+        runtime.spawn(weight::keep_below(log_bytes_max, log.clone(), raft.clone()));
+        let assembly = Arc::<Assembly>::default();
+        runtime.spawn(let_go(Arc::clone(&assembly)));
+        let in_hand = guard.voters().iter().map(|node| (*node, Semaphore::new(PROPOSALS_PER_MEMBER_MAX)));
         let member = Member {
             node: config.node,
+            in_hand: in_hand.collect(),
             raft,
-            guard: Guard::new(shared.clone(), genesis),
+            log,
             shared,
-            assembly: Assembly::default(),
+            guard,
+            assembly,
             transport,
             timers: config.timers,
+            runtime,
         };
         Ok(Consensus { member: Arc::new(member) })
     }
@@ -158,8 +208,7 @@ impl Consensus {
         if let Some(index) = member.anybody_leads().await {
             return Err(StartError::Wiped(index));
         }
-        let voters: std::collections::BTreeMap<_, _> =
-            member.guard.voters().iter().map(|node| (*node, EmptyNode {})).collect();
+        let voters: BTreeMap<_, _> = member.guard.voters().iter().map(|node| (*node, EmptyNode {})).collect();
         match member.raft.initialize(voters).await {
             Ok(()) => Ok(()),
             // A leader was faster than this check.
@@ -206,7 +255,7 @@ impl Consensus {
     }
 
     /// Commits an envelope of this gateway, wherever the leader is. A lost answer is asked for again with the same bytes,
-    /// which the registry recognises.
+    /// which the registry recognises. Once one try is lost, no later "no" says anything about it.
     pub async fn propose(&self, envelope: Envelope) -> Result<Applied, ProposeError> {
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let mut may_be_done = false;
@@ -214,6 +263,7 @@ impl Consensus {
             let trying = self.member.try_propose(&envelope);
             match timeout_at(deadline.min(Instant::now() + TRY_TIMEOUT), trying).await {
                 Ok(Tried::Applied(applied)) => return Ok(applied),
+                Ok(Tried::Failed(_)) if may_be_done => return Err(ProposeError::Unknown),
                 Ok(Tried::Failed(error)) => return Err(error),
                 Ok(Tried::NoLeader) => {}
                 Ok(Tried::Lost) | Err(_) => may_be_done = true,
@@ -237,7 +287,12 @@ impl Consensus {
         match rpc {
             Rpc::Append | Rpc::Heartbeat => {
                 let message: WireAppend = wire::decode(&body)?;
+                let stands_behind = message.previous.filter(|_| message.follows);
                 let request = member.guard.append(sender, message, member.term())?;
+                // Requests overtake each other on their way here. Raft would take this one for a log with a gap.
+                if let Some(previous) = stands_behind {
+                    member.log.reaches(previous.into(), FOLLOW_TIMEOUT).await;
+                }
                 let answer = member.raft.append_entries(request).await.map_err(|_| Refused::Stopped)?;
                 Ok(wire::encode(&WireAppended::from(&answer)))
             }
@@ -260,14 +315,22 @@ impl Consensus {
                 Ok(wire::encode(&()))
             }
             Rpc::Propose => {
+                let in_hand = member.in_hand.get(&sender).ok_or(Refused::NotAVoter(sender))?;
+                let Ok(_one_of_its_few) = in_hand.try_acquire() else {
+                    return Ok(wire::encode(&WireProposed::NotLeader));
+                };
                 let (envelope, verdict) = member.guard.proposal(&peer, &body)?;
                 let answer = match member.commit_here(Proposal { envelope, verdict }).await {
                     Ok(applied) => WireProposed::Applied(applied),
-                    Err(Some(_) | None) => WireProposed::NotLeader,
+                    Err(NotCommitted::Forward(_)) => WireProposed::NotLeader,
+                    Err(NotCommitted::Unknown) => WireProposed::Unknown,
                 };
                 Ok(wire::encode(&answer))
             }
-            Rpc::ReadIndex => Ok(wire::encode(&member.read_index_here().await)),
+            Rpc::ReadIndex => Ok(match wire::decode(&body)? {
+                WireQuestion::ReadIndex => wire::encode(&member.read_index_here().await),
+                WireQuestion::Acquainted => wire::encode(&member.has_met(&peer, sender)),
+            }),
         }
     }
 
@@ -316,6 +379,13 @@ impl Consensus {
     }
 }
 
+#[cfg(test)]
+impl Consensus {
+    pub(super) fn log(&self) -> LogStore {
+        self.member.log.clone()
+    }
+}
+
 impl Member {
     fn leader(&self) -> Option<NodeId> {
         self.raft.metrics().borrow_watched().current_leader
@@ -325,15 +395,23 @@ impl Member {
         self.raft.metrics().borrow_watched().current_term
     }
 
+    /// The vote that this member holds.
+    fn vote(&self) -> WireVote {
+        (&self.raft.metrics().borrow_watched().vote).into()
+    }
+
     async fn try_propose(&self, envelope: &Envelope) -> Tried {
+        if self.has_failed() {
+            return Tried::Failed(ProposeError::Stopped);
+        }
         // This gateway has just signed it.
         let proposal = Proposal { envelope: envelope.clone(), verdict: Verdict::Verified };
         let leader = match self.leader() {
             Some(leader) if leader == self.node => match self.commit_here(proposal).await {
                 Ok(applied) => return Tried::Applied(applied),
-                Err(Some(leader)) if leader != self.node => leader,
-                Err(_) if self.has_failed() => return Tried::Failed(ProposeError::Stopped),
-                Err(_) => return Tried::NoLeader,
+                Err(NotCommitted::Forward(Some(leader))) if leader != self.node => leader,
+                Err(NotCommitted::Forward(_)) => return Tried::NoLeader,
+                Err(NotCommitted::Unknown) => return Tried::Lost,
             },
             Some(leader) => leader,
             None => return Tried::NoLeader,
@@ -343,7 +421,8 @@ impl Member {
             Ok(answer) => match wire::decode(&answer) {
                 Ok(WireProposed::Applied(applied)) => Tried::Applied(applied),
                 Ok(WireProposed::NotLeader) => Tried::NoLeader,
-                Err(bad) => Tried::Failed(ProposeError::Refused(bad.to_string())),
+                // An answer that cannot be read may say that it is done.
+                Ok(WireProposed::Unknown) | Err(_) => Tried::Lost,
             },
             Err(TransportError::Refused(reason)) => Tried::Failed(ProposeError::Refused(reason)),
             // The connection may have broken after the leader read it.
@@ -351,12 +430,14 @@ impl Member {
         }
     }
 
-    /// Commits as leader. Otherwise who leads, if that is known.
-    async fn commit_here(&self, proposal: Proposal) -> Result<Applied, Option<NodeId>> {
+    /// Commits as leader.
+    async fn commit_here(&self, proposal: Proposal) -> Result<Applied, NotCommitted> {
         match self.raft.client_write(proposal).await {
             Ok(written) => Ok(written.data),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(forward.leader_id),
-            Err(_) => Err(None),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(NotCommitted::Forward(forward.leader_id))
+            }
+            Err(_) => Err(NotCommitted::Unknown),
         }
     }
 
@@ -379,12 +460,15 @@ impl Member {
     }
 
     async fn read_index_here(&self) -> WireReadIndex {
-        let (read, _) = self.raft.get_read_log_id(ReadPolicy::LeaseRead).await.ok()?;
+        // Not by lease: a leader counts that with its own timers and a follower its patience with its own. If two members
+        // are configured apart, or one machine was suspended, a lease outlives the leadership.
+        let (read, _) = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await.ok()?;
         Some(read.index())
     }
 
     async fn read_index_of(&self, leader: NodeId, at_most: Duration) -> WireReadIndex {
-        let answer = self.transport.call(leader, Rpc::ReadIndex, wire::encode(&()), at_most).await.ok()?;
+        let question = wire::encode(&WireQuestion::ReadIndex);
+        let answer = self.transport.call(leader, Rpc::ReadIndex, question, at_most).await.ok()?;
         wire::decode(&answer).ok()?
     }
 
@@ -395,18 +479,49 @@ impl Member {
         join_all(asked).await.into_iter().flatten().max()
     }
 
+    /// Our revision, if that gateway has taken part before: it has signed something, or has acknowledged entries to us.
+    fn has_met(&self, peer: &GatewayId, node: NodeId) -> WireAcquainted {
+        let metrics = self.raft.metrics();
+        let replication = metrics.borrow_watched().replication.clone().unwrap_or_default();
+        let acknowledged = replication.get(&node).is_some_and(Option::is_some);
+        self.shared.read(|registry| (acknowledged || has_signed(registry, peer)).then_some(registry.revision().0))
+    }
+
     async fn install(&self, sender: NodeId, piece: WireSnapshot) -> Result<Bytes, Refused> {
         self.guard.vote(sender, piece.vote, self.term())?;
-        let bytes = match self.assembly.add(sender, &piece) {
+        self.guard.snapshot_meta(piece.vote, &piece.meta)?;
+        // Only the leader that this member follows takes memory here: by heartbeats it is known before its snapshot is.
+        let (mine, done) = (self.vote(), |vote: WireVote| Ok(wire::encode(&WireInstalled::Done(vote))));
+        if piece.vote < mine || self.has_all_of(&piece.meta) {
+            return done(mine);
+        }
+        if piece.vote != mine {
+            return Err(Refused::NotElected);
+        }
+        let bytes = match self.assembly.add(&piece, Instant::now()) {
             Progress::More => return Ok(wire::encode(&WireInstalled::More)),
             Progress::Bad => return Err(Refused::Snapshot("its pieces do not fit together".into())),
-            Progress::Whole(bytes) => bytes,
+            Progress::Whole(bytes) => SnapshotData::from(bytes),
         };
-        self.guard.snapshot(&piece.meta, &bytes)?;
-        let snapshot = Snapshot { meta: piece.meta.open()?, snapshot: SnapshotData::from(bytes) };
+        let (guard, meta, snapshot) = (Arc::clone(&self.guard), piece.meta.clone(), bytes.clone());
+        let checking = self.runtime.compute(move || guard.snapshot(piece.vote, &meta, &snapshot));
+        checking.await.map_err(|_| Refused::Stopped)??;
+        // That took a while.
+        if self.has_all_of(&piece.meta) {
+            return done(self.vote());
+        }
+        let snapshot = Snapshot { meta: piece.meta.open()?, snapshot: bytes };
         let installed = self.raft.install_full_snapshot(piece.vote.into(), snapshot).await;
-        let answer = installed.map_err(|_| Refused::Stopped)?;
-        Ok(wire::encode(&WireInstalled::Done((&answer.vote).into())))
+        done((&installed.map_err(|_| Refused::Stopped)?.vote).into())
+    }
+
+    /// Whether everything that a snapshot stands for is committed here already; stock Raft aborts if it then names another
+    /// term for it.
+    fn has_all_of(&self, meta: &WireMeta) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let committed = metrics.local_committed.max(metrics.last_applied).map(|id| id.index);
+        meta.last.map(|last| last.index) <= committed
     }
 
     /// The other voter that has most of the log.
@@ -416,5 +531,13 @@ impl Member {
         let replication = metrics.replication.as_ref()?;
         let others = replication.iter().filter(|(node, _)| **node != self.node);
         others.max_by_key(|(_, matched)| matched.map(|id| id.index)).map(|(node, _)| *node)
+    }
+}
+
+/// Lets the memory of a snapshot go when its sender does not go on.
+async fn let_go(assembly: Arc<Assembly>) {
+    loop {
+        sleep(IDLE_MAX).await;
+        assembly.expire(Instant::now());
     }
 }

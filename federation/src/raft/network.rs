@@ -4,39 +4,50 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{SnapshotResponse, TransferLeaderResponse};
+use openraft::raft::{SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderResponse};
 use openraft::{AnyError, EmptyNode, OptionalSend};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::guard::{Guard, Refused};
+use super::pipeline::Pipeline;
 use super::transport::{NodeId, Rpc, Transport, TransportError};
 use super::types::{
     AppendRequest, AppendResponse, Snapshot, SnapshotData, TransferRequest, Types, Vote, VoteRequest, VoteResponse,
 };
-use super::wire::{self, WireAppend, WireInstalled, WireSnapshot, WireTransfer, WireVoteRequest};
+use super::wire::{self, WireInstalled, WireSnapshot, WireTransfer, WireVoteRequest, WireVoted};
 
-/// A message stays below the peers' limit of 16 MiB.
-const APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
 const PIECE_BYTES: usize = 4 * 1024 * 1024;
-/// Entries wait for a disk at the other end; a dead peer is noticed by heartbeats and keep-alive much sooner.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(3);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last piece is answered when all of it was read, checked and synced: 1 GiB at 20 MiB/s.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Makes clients.
 pub struct Network {
     pub me: NodeId,
+    pub guard: Arc<Guard>,
     pub transport: Arc<dyn Transport>,
 }
 
 /// A client for one member and purpose.
 pub struct Client {
-    me: NodeId,
-    target: NodeId,
+    line: Line,
     /// What its appends are sent as.
     append: Rpc,
+    /// The last index that the member acknowledged to this client.
+    acknowledged: Option<u64>,
+}
+
+/// The way to one member. What comes back is believed only after the guard has seen it.
+#[derive(Clone)]
+pub struct Line {
+    me: NodeId,
+    target: NodeId,
+    guard: Arc<Guard>,
     transport: Arc<dyn Transport>,
 }
 
@@ -44,7 +55,8 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Client {
-        Client { me: self.me, target, append: Rpc::Append, transport: Arc::clone(&self.transport) }
+        let (guard, transport) = (Arc::clone(&self.guard), Arc::clone(&self.transport));
+        Client { line: Line { me: self.me, target, guard, transport }, append: Rpc::Append, acknowledged: None }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, node: &EmptyNode) -> Client {
@@ -52,27 +64,17 @@ impl RaftNetworkFactory<Types> for Network {
     }
 }
 
-impl Client {
-    async fn call<Q: Serialize, A: DeserializeOwned>(
+impl Line {
+    /// Sends a message and reads the answer. Whether the answer can be is for [`Line::believe`].
+    pub async fn call<Q: Serialize, A: DeserializeOwned>(
         &self,
         rpc: Rpc,
         message: &Q,
         timeout: Duration,
     ) -> Result<A, RPCError<Types>> {
         let body = wire::encode(message);
-        self.call_bytes(rpc, body, timeout).await
-    }
-
-    async fn call_bytes<A: DeserializeOwned>(
-        &self,
-        rpc: Rpc,
-        body: Bytes,
-        timeout: Duration,
-    ) -> Result<A, RPCError<Types>> {
         let answer = self.transport.call(self.target, rpc, body, timeout).await.map_err(|error| match error {
-            TransportError::Unreachable(_) | TransportError::Refused(_) => {
-                RPCError::Unreachable(Unreachable::new(&AnyError::new(&error)))
-            }
+            TransportError::Unreachable(_) | TransportError::Refused(_) => unreachable(&error),
             TransportError::Timeout => RPCError::Timeout(Timeout {
                 action: RPCTypes::AppendEntries,
                 id: self.me,
@@ -80,8 +82,33 @@ impl Client {
                 timeout,
             }),
         })?;
-        wire::decode(&answer).map_err(|bad| RPCError::Network(NetworkError::new(&AnyError::new(&bad))))
+        wire::decode(&answer).map_err(|bad| RPCError::Network(NetworkError::new(&bad)))
     }
+
+    /// Asks the guard about an answer. Whoever gives an impossible one is as good as absent.
+    pub fn believe(&self, rpc: Rpc, check: impl FnOnce(&Guard) -> Result<(), Refused>) -> Result<(), RPCError<Types>> {
+        check(&self.guard).map_err(|refused| {
+            tracing::warn!(node = self.target, rpc = rpc.as_str(), %refused, "a peer's answer is refused");
+            unreachable(&refused)
+        })
+    }
+
+    async fn ask_for_vote(
+        &self,
+        rpc: Rpc,
+        request: &VoteRequest,
+        at_most: Duration,
+    ) -> Result<VoteResponse, RPCError<Types>> {
+        let message = WireVoteRequest::from(request);
+        let answer: WireVoted = self.call(rpc, &message, at_most).await?;
+        self.believe(rpc, |guard| guard.voted(message.vote, &answer))?;
+        Ok(answer.into())
+    }
+}
+
+/// As if nobody were there: Raft pauses before it tries again.
+fn unreachable(cause: &(impl std::error::Error + 'static)) -> RPCError<Types> {
+    RPCError::Unreachable(Unreachable::new(&AnyError::new(cause)))
 }
 
 impl RaftNetworkV2<Types> for Client {
@@ -92,25 +119,39 @@ impl RaftNetworkV2<Types> for Client {
         request: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendResponse, RPCError<Types>> {
-        let timeout =
-            if request.entries.is_empty() { option.hard_ttl() } else { option.hard_ttl().max(APPEND_TIMEOUT) };
-        let (message, last_sent) = below_the_limit(&request);
-        let answer: wire::WireAppended = self.call(self.append, &message, timeout).await?;
-        Ok(match (answer.into(), last_sent) {
-            (AppendResponse::Success, Some(last)) => AppendResponse::PartialSuccess(Some(last)),
-            (answer, _) => answer,
-        })
+        let sent = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        let alone = futures_util::stream::once(std::future::ready(request));
+        let mut answers = self.stream_append(Box::pin(alone), option).await?;
+        let mut answer = AppendResponse::Success;
+        while let Some(result) = answers.next().await {
+            answer = match result? {
+                Ok(matched) if matched == sent => AppendResponse::Success,
+                Ok(matched) => AppendResponse::PartialSuccess(matched),
+                Err(StreamAppendError::Conflict(_)) => AppendResponse::Conflict,
+                Err(StreamAppendError::HigherVote(vote)) => AppendResponse::HigherVote(vote),
+            };
+        }
+        Ok(answer)
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        let pipeline = Pipeline::new(&self.line, self.append, &mut self.acknowledged, input, option.hard_ttl());
+        Box::pin(std::future::ready(Ok(pipeline.answers())))
     }
 
     async fn vote(&mut self, request: VoteRequest, option: RPCOption) -> Result<VoteResponse, RPCError<Types>> {
-        let answer: wire::WireVoted = self.call(Rpc::Vote, &WireVoteRequest::from(&request), option.hard_ttl()).await?;
-        Ok(answer.into())
+        self.line.ask_for_vote(Rpc::Vote, &request, option.hard_ttl()).await
     }
 
     async fn pre_vote(&mut self, request: VoteRequest, option: RPCOption) -> Result<VoteResponse, RPCError<Types>> {
-        let answer: wire::WireVoted =
-            self.call(Rpc::PreVote, &WireVoteRequest::from(&request), option.hard_ttl()).await?;
-        Ok(answer.into())
+        self.line.ask_for_vote(Rpc::PreVote, &request, option.hard_ttl()).await
     }
 
     async fn full_snapshot(
@@ -132,8 +173,12 @@ impl RaftNetworkV2<Types> for Client {
                     offset: offset as u64,
                     data: snapshot.snapshot[offset..end].to_vec(),
                 };
-                match self.call(Rpc::Snapshot, &piece, PIECE_TIMEOUT).await? {
-                    WireInstalled::Done(vote) => return Ok(SnapshotResponse::new(vote.into())),
+                let timeout = if end < total { PIECE_TIMEOUT } else { INSTALL_TIMEOUT };
+                match self.line.call(Rpc::Snapshot, &piece, timeout).await? {
+                    WireInstalled::Done(found) => {
+                        self.line.believe(Rpc::Snapshot, |guard| guard.answer(piece.vote, found))?;
+                        return Ok(SnapshotResponse::new(found.into()));
+                    }
                     WireInstalled::More if end < total => offset = end,
                     WireInstalled::More => {
                         let cause = AnyError::error("the member has the whole snapshot and asks for more");
@@ -158,27 +203,8 @@ impl RaftNetworkV2<Types> for Client {
         request: TransferRequest,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        let () = self.call(Rpc::TransferLeader, &WireTransfer::from(&request), option.hard_ttl()).await?;
+        let message = WireTransfer::from(&request);
+        let () = self.line.call(Rpc::TransferLeader, &message, option.hard_ttl()).await?;
         Ok(Ok(()))
     }
-}
-
-/// The message, cut before the entry that would be too much; then also the last entry that is in it.
-fn below_the_limit(request: &AppendRequest) -> (WireAppend, Option<super::types::LogId>) {
-    let mut message = WireAppend::from(request);
-    let mut bytes = 0;
-    let fits = message.entries.iter().take_while(|entry| {
-        bytes += match &entry.payload {
-            wire::WirePayload::Envelope(envelope) => envelope.len() + 64,
-            _ => 1_024,
-        };
-        bytes <= APPEND_BYTES_MAX
-    });
-    let count = fits.count().max(1);
-    if count >= message.entries.len() {
-        return (message, None);
-    }
-    message.entries.truncate(count);
-    let last = request.entries.get(count - 1).map(|entry| entry.log_id);
-    (message, last)
 }

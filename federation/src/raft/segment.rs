@@ -53,7 +53,6 @@ pub enum Tail {
 impl Segment {
     /// Begins the segment whose first frame has this number, in the spare file if that is large enough.
     pub fn begin(folder: &Path, number: u64, bytes: u64) -> io::Result<Segment> {
-        let bytes = bytes.max(SEGMENT_BYTES);
         let spare = folder.join(SPARE);
         if fs::metadata(&spare).map_or(0, |it| it.len()) < bytes {
             make_spare(folder, bytes)?;
@@ -65,11 +64,11 @@ impl Segment {
         Ok(Segment { number, file, end: 0, bytes })
     }
 
-    /// Opens a file to write behind its last good frame; what stands there is wiped first.
-    pub fn open(folder: &Path, number: u64, contents: &Contents) -> io::Result<Segment> {
+    /// Opens a file of at least `bytes` to write behind its last good frame; what stands there is wiped first.
+    pub fn open(folder: &Path, number: u64, contents: &Contents, bytes: u64) -> io::Result<Segment> {
         let path = path_of(folder, number);
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let bytes = file.metadata()?.len().max(SEGMENT_BYTES);
+        let bytes = file.metadata()?.len().max(bytes);
         if contents.tail != Tail::Clean || file.metadata()?.len() < bytes {
             let zeros = vec![0; (bytes - contents.end) as usize];
             file.write_all_at(&zeros, contents.end)?;

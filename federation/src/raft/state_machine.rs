@@ -1,12 +1,12 @@
 //! The state machine: the registry behind the log, its readers, and its snapshot on the disk.
 //!
-//! Invariants: the registry's revision is the index of the last applied entry; a snapshot file is whole or absent; a
-//! restart begins with the snapshot and applies what the log has behind it.
+//! Invariants: the registry's revision is the index of the last applied entry; a snapshot file is whole or absent, and
+//! only a newer one replaces it; a restart begins with the snapshot and applies what the log has behind it.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
@@ -39,14 +39,21 @@ struct State {
 /// What Raft drives. There is one; [`Shared`] is for readers.
 pub struct StateMachine {
     shared: Shared,
-    folder: PathBuf,
+    file: Arc<SnapshotFile>,
 }
 
 /// Makes a snapshot beside the work that goes on.
 pub struct Builder {
     meta: SnapshotMeta,
     registry: Registry,
+    file: Arc<SnapshotFile>,
+}
+
+/// The snapshot on the disk. One is built here while another arrives; they come to this file one after the other.
+struct SnapshotFile {
     folder: PathBuf,
+    /// What the file stands for, if there is one.
+    saved: Mutex<Option<SnapshotMeta>>,
 }
 
 impl Shared {
@@ -72,7 +79,9 @@ impl Shared {
 impl StateMachine {
     /// The registry of the snapshot in this folder, or of the genesis.
     pub fn open(folder: &Path, genesis: &Genesis) -> io::Result<StateMachine> {
-        let state = match load(folder)? {
+        let loaded = load(folder)?;
+        let saved = Mutex::new(loaded.as_ref().map(|(meta, _)| meta.clone()));
+        let state = match loaded {
             Some((meta, registry)) => {
                 let same = registry.federation() == genesis.federation() && registry.epoch() == genesis.epoch();
                 if !same {
@@ -88,7 +97,7 @@ impl StateMachine {
         };
         let revisions = watch::Sender::new(state.registry.revision());
         let shared = Shared { state: Arc::new(RwLock::new(state)), revisions: Arc::new(revisions) };
-        Ok(StateMachine { shared, folder: folder.to_owned() })
+        Ok(StateMachine { shared, file: Arc::new(SnapshotFile { folder: folder.to_owned(), saved }) })
     }
 
     /// For readers.
@@ -143,22 +152,35 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let state = self.shared.lock();
-        Builder { meta: state.meta(), registry: state.registry.clone(), folder: self.folder.clone() }
+        Builder { meta: state.meta(), registry: state.registry.clone(), file: Arc::clone(&self.file) }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let registry = Registry::from_bytes(&snapshot).map_err(|cause| invalid(&cause.to_string()))?;
-        save(&self.folder, meta, &snapshot)?;
-        let revision = registry.revision();
-        *self.shared.change() = State { registry, applied: meta.last_log_id, membership: meta.last_membership.clone() };
-        self.shared.revisions.send_replace(revision);
-        Ok(())
+        let (shared, file, meta) = (self.shared.clone(), Arc::clone(&self.file), meta.clone());
+        let installing = move || {
+            let registry = Registry::from_bytes(&snapshot).map_err(|cause| invalid(&cause.to_string()))?;
+            file.save(&meta, &snapshot)?;
+            let revision = registry.revision();
+            let next = State { registry, applied: meta.last_log_id, membership: meta.last_membership };
+            let before = std::mem::replace(&mut *shared.change(), next);
+            shared.revisions.send_replace(revision);
+            // Freeing a hundred thousand jobs takes a while; readers need not wait for it.
+            drop(before);
+            Ok(())
+        };
+        slowly(installing).await
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let read = read_file(&self.folder)?;
+        let folder = self.file.folder.clone();
+        let read = slowly(move || read_file(&folder)).await?;
         Ok(read.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
+}
+
+/// Does what takes long, tens of MiB to read, write and sync, where no heartbeat waits for it.
+async fn slowly<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 impl State {
@@ -171,19 +193,31 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (meta, registry, folder) = (self.meta.clone(), self.registry.clone(), self.folder.clone());
-        // Tens of MiB to write and sync: not on a thread that answers heartbeats.
-        let building = tokio::task::spawn_blocking(move || {
+        let (meta, registry, file) = (self.meta.clone(), self.registry.clone(), Arc::clone(&self.file));
+        let building = move || {
             let snapshot = SnapshotData::from(registry.to_bytes());
-            save(&folder, &meta, &snapshot)?;
+            file.save(&meta, &snapshot)?;
             Ok(Snapshot { meta, snapshot })
-        });
-        building.await.map_err(io::Error::other)?
+        };
+        slowly(building).await
     }
 }
 
-/// Replaces the snapshot on the disk; what stands there is the old one or the new one.
-fn save(folder: &Path, meta: &SnapshotMeta, snapshot: &[u8]) -> io::Result<()> {
+impl SnapshotFile {
+    /// Replaces the snapshot on the disk, unless a newer one has arrived meanwhile.
+    fn save(&self, meta: &SnapshotMeta, snapshot: &[u8]) -> io::Result<()> {
+        let mut saved = self.saved.lock().map_err(|_| io::Error::other("a snapshot could not be written before"))?;
+        if saved.as_ref().is_some_and(|saved| meta.last_log_id <= saved.last_log_id) {
+            return Ok(());
+        }
+        write_file(&self.folder, meta, snapshot)?;
+        *saved = Some(meta.clone());
+        Ok(())
+    }
+}
+
+/// Replaces the file; what stands there is the old one or the new one.
+fn write_file(folder: &Path, meta: &SnapshotMeta, snapshot: &[u8]) -> io::Result<()> {
     let head = wire::encode(&WireMeta::from(meta));
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&head);

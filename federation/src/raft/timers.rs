@@ -13,7 +13,7 @@ pub struct Timers {
     election_max_ms: u64,
 }
 
-/// Entries after which a snapshot replaces them. 2,000 entries of full batches are below 256 MiB.
+/// Entries after which a snapshot replaces them. If they are large ones, [`super::weight`] has it taken earlier.
 const SNAPSHOT_ENTRIES: u64 = 2_000;
 /// Entries that stay for a follower that is a little behind.
 const KEPT_ENTRIES: u64 = 500;

@@ -23,7 +23,8 @@ pub enum Rpc {
     TransferLeader,
     /// An envelope for the leader to commit.
     Propose,
-    /// The index up to which a linearizable read has to wait.
+    /// A question about what the other member knows: the index up to which a linearizable read has to wait, or whether
+    /// it has met the asker before.
     ReadIndex,
 }
 

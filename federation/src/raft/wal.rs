@@ -103,13 +103,23 @@ pub struct Wal {
 impl Wal {
     /// Opens or begins the log in a folder.
     pub fn open(folder: &Path, owner: &Owner) -> Result<(Wal, Recovered), BadLog> {
+        Wal::open_in_segments_of(SEGMENT_BYTES, folder, owner)
+    }
+
+    /// The same with segments of another size, so that a test need not write hundreds of MiB to see many of them.
+    pub(super) fn open_in_segments_of(
+        segment_bytes: u64,
+        folder: &Path,
+        owner: &Owner,
+    ) -> Result<(Wal, Recovered), BadLog> {
         let failed = |cause| BadLog::Io { folder: folder.to_owned(), cause };
         fs::create_dir_all(folder).map_err(failed)?;
         let salt = claim(folder, owner)?;
-        let (recovered, files) = recover(folder, salt)?;
+        let (recovered, files) = recover(folder, salt, segment_bytes)?;
         let (orders, waiting) = channel();
         let writer = Writer {
             folder: folder.to_owned(),
+            segment_bytes,
             salt,
             next_frame: files.next_frame,
             head: Head { vote: recovered.vote, purged: recovered.purged, committed: recovered.committed },
@@ -183,7 +193,7 @@ struct Files {
     next_frame: u64,
 }
 
-fn recover(folder: &Path, salt: u32) -> Result<(Recovered, Files), BadLog> {
+fn recover(folder: &Path, salt: u32, segment_bytes: u64) -> Result<(Recovered, Files), BadLog> {
     let failed = |cause| BadLog::Io { folder: folder.to_owned(), cause };
     let numbers = segment::list(folder).map_err(failed)?;
     let mut recovered = Recovered::default();
@@ -215,11 +225,15 @@ fn recover(folder: &Path, salt: u32) -> Result<(Recovered, Files), BadLog> {
         }
         files.next_frame += contents.frames.len() as u64;
         if is_last {
-            files.current = Some(Segment::open(folder, *number, &contents).map_err(failed)?);
+            files.current = Some(Segment::open(folder, *number, &contents, segment_bytes).map_err(failed)?);
             files.current_last = last_index;
         } else {
             files.sealed.push_back((*number, last_index));
         }
+    }
+    if !recovered.begins_where_it_was_purged() {
+        let first = numbers.first().copied().unwrap_or_default();
+        return Err(BadLog::Corrupt { folder: folder.to_owned(), segment: first });
     }
     Ok((recovered, files))
 }
@@ -233,13 +247,9 @@ impl Recovered {
                 if self.purged.is_some_and(|purged| index <= purged.index) {
                     return Some(());
                 }
-                let expected = match (self.entries.back(), self.purged) {
-                    (Some(last), _) => last.id.index + 1,
-                    (None, Some(purged)) => purged.index + 1,
-                    // Entries before were in segments that a purge removed.
-                    (None, None) => index,
-                };
-                if index != expected {
+                // The first may stand anywhere: entries before it were in segments that a later purge removed, and the
+                // head of this one says only how far the log was purged when the segment began.
+                if self.entries.back().is_some_and(|last| index != last.id.index + 1) {
                     return None;
                 }
                 self.entries.push_back(entry);
@@ -264,6 +274,13 @@ impl Recovered {
         Some(())
     }
 
+    /// Whether nothing is missing between what was purged and the first entry. True of every whole log once all of its
+    /// records are read, but not before.
+    fn begins_where_it_was_purged(&self) -> bool {
+        let first = self.purged.map_or(0, |purged| purged.index + 1);
+        self.entries.front().is_none_or(|entry| entry.id.index == first)
+    }
+
     fn purge(&mut self, upto: WireLogId) {
         while self.entries.front().is_some_and(|entry| entry.id.index <= upto.index) {
             self.entries.pop_front();
@@ -275,6 +292,7 @@ impl Recovered {
 /// The thread that writes.
 struct Writer {
     folder: PathBuf,
+    segment_bytes: u64,
     salt: u32,
     next_frame: u64,
     head: Head,
@@ -363,7 +381,10 @@ impl Writer {
         self.join_spare();
         let mut segment = match empty {
             Some(segment) => segment,
-            None => Segment::begin(&self.folder, self.next_frame, (content + HEAD_BYTES) as u64)?,
+            None => {
+                let bytes = self.segment_bytes.max((content + HEAD_BYTES) as u64);
+                Segment::begin(&self.folder, self.next_frame, bytes)?
+            }
         };
         let head = Record::Head(self.head.clone());
         segment.append(self.next_frame, self.salt, &encode(&vec![head]))?;
@@ -375,11 +396,11 @@ impl Writer {
 
     /// Fills the next segment with zeros while this one is being written, once it is half full.
     fn prepare_spare(&mut self) {
-        let half_full = self.current.as_ref().is_some_and(|it| it.end() > SEGMENT_BYTES / 2);
+        let half_full = self.current.as_ref().is_some_and(|it| it.end() > self.segment_bytes / 2);
         if half_full && self.spare.is_none() {
-            let folder = self.folder.clone();
+            let (folder, bytes) = (self.folder.clone(), self.segment_bytes);
             let making = thread::Builder::new().name("log-spare".into());
-            self.spare = making.spawn(move || segment::make_spare(&folder, SEGMENT_BYTES)).ok();
+            self.spare = making.spawn(move || segment::make_spare(&folder, bytes)).ok();
         }
     }
 

@@ -30,7 +30,8 @@ pub enum BadWire {
     Malformed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The order is Raft's: by term, then by node; who leads is above who asks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WireVote {
     pub term: u64,
     pub node: u64,
@@ -70,12 +71,13 @@ pub struct WireAppend {
     pub previous: Option<WireLogId>,
     pub entries: Vec<WireEntry>,
     pub committed: Option<WireLogId>,
+    /// Sent before the append that brings `previous` was answered: if that comes later, this one waits for it.
+    pub follows: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum WireAppended {
     Success,
-    Partial(Option<WireLogId>),
     Conflict,
     HigherVote(WireVote),
 }
@@ -130,12 +132,26 @@ pub enum WireInstalled {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum WireProposed {
     Applied(super::types::Applied),
-    /// Not the leader (any more); nothing was done.
+    /// Not the leader (any more), or too many of the sender's are in hand; surely nothing was done.
     NotLeader,
+    /// It stopped leading, or its log failed, after it took the envelope; that may still be committed.
+    Unknown,
+}
+
+/// What is asked with [`super::transport::Rpc::ReadIndex`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WireQuestion {
+    /// Answered with a [`WireReadIndex`].
+    ReadIndex,
+    /// Answered with a [`WireAcquainted`].
+    Acquainted,
 }
 
 /// Up to which index a read has to wait, if the one who was asked leads.
 pub type WireReadIndex = Option<u64>;
+
+/// The revision of the one who was asked, if he has seen that the asker took part before.
+pub type WireAcquainted = Option<u64>;
 
 pub fn encode<T: Serialize>(message: &T) -> Bytes {
     postcard::to_extend(message, vec![VERSION]).expect("invariant: a message in memory always serialises").into()
@@ -173,6 +189,18 @@ impl From<&LogId> for WireLogId {
 impl From<WireLogId> for LogId {
     fn from(id: WireLogId) -> LogId {
         LogId { leader_id: LeaderId::new(id.term, id.node), index: id.index }
+    }
+}
+
+impl WireLogId {
+    /// Whether the leader with this vote can have it in its log: it is its own, or of one before.
+    pub fn is_known_to(&self, vote: WireVote) -> bool {
+        self.by() <= (vote.term, vote.node)
+    }
+
+    /// Whose it is: term and node of the leader that wrote it. Never falls along a log.
+    pub fn by(&self) -> (u64, u64) {
+        (self.term, self.node)
     }
 }
 
@@ -236,6 +264,7 @@ impl From<&AppendRequest> for WireAppend {
             previous: wire_id(request.prev_log_id.as_ref()),
             entries: request.entries.iter().map(WireEntry::from).collect(),
             committed: wire_id(request.leader_commit.as_ref()),
+            follows: false,
         }
     }
 }
@@ -255,8 +284,8 @@ impl From<&AppendResponse> for WireAppended {
     fn from(response: &AppendResponse) -> WireAppended {
         match response {
             AppendResponse::Success => WireAppended::Success,
-            AppendResponse::PartialSuccess(id) => WireAppended::Partial(wire_id(id.as_ref())),
-            AppendResponse::Conflict => WireAppended::Conflict,
+            // No member takes a part of an append. If one did, the rest would be missing behind it.
+            AppendResponse::PartialSuccess(_) | AppendResponse::Conflict => WireAppended::Conflict,
             AppendResponse::HigherVote(vote) => WireAppended::HigherVote(vote.into()),
         }
     }
@@ -266,7 +295,6 @@ impl From<WireAppended> for AppendResponse {
     fn from(response: WireAppended) -> AppendResponse {
         match response {
             WireAppended::Success => AppendResponse::Success,
-            WireAppended::Partial(id) => AppendResponse::PartialSuccess(log_id(id)),
             WireAppended::Conflict => AppendResponse::Conflict,
             WireAppended::HigherVote(vote) => AppendResponse::HigherVote(vote.into()),
         }

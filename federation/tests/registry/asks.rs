@@ -1,6 +1,6 @@
 //! What states may ask in a random history, right or wrong.
 
-use federation::{CapacityReport, Command, End, Job, JobId, NodeCount, Registry, Rerank, Timestamp};
+use federation::{CapacityReport, Command, End, Job, JobId, NodeCount, Reason, Registry, Rerank, Timestamp};
 use proptest::{prelude::*, sample::Index};
 
 use crate::world::{HOST, STATES, offer, pack_of, pool, state, submit};
@@ -34,9 +34,19 @@ pub enum Ask {
         first: usize,
         both: bool,
     },
+    /// To one pool, or to none.
     Rerank {
         job: Index,
-        to: Index,
+        to: Option<Index>,
+    },
+    /// The submission of a job that is known, once more.
+    Resubmit {
+        job: Index,
+        by: Index,
+    },
+    /// An envelope that was carried out, once more.
+    Replay {
+        which: Index,
     },
     Cancel {
         job: Index,
@@ -69,12 +79,23 @@ pub fn asks() -> impl Strategy<Value = Ask> {
         1 => one().prop_map(|of| Ask::Pack { of }),
         16 => (one(), 0u32..20, 0u32..3, 4u8..7, 0usize..3, any::<bool>())
             .prop_map(|(by, gpus, nodes, priority, first, both)| Ask::Submit { by, gpus, nodes, priority, first, both }),
-        1 => (one(), one()).prop_map(|(job, to)| Ask::Rerank { job, to }),
+        2 => (one(), prop::option::of(one())).prop_map(|(job, to)| Ask::Rerank { job, to }),
+        1 => (one(), one()).prop_map(|(job, by)| Ask::Resubmit { job, by }),
+        2 => one().prop_map(|which| Ask::Replay { which }),
         2 => one().prop_map(|job| Ask::Cancel { job }),
         8 => one().prop_map(|job| Ask::Step { job }),
         8 => (one(), one()).prop_map(|(job, how)| Ask::Finish { job, how }),
         2 => one().prop_map(|job| Ask::Decline { job }),
         3 => (one(), one(), 0u32..4, one()).prop_map(|(job, by, attempt, kind)| Ask::Wrong { job, by, attempt, kind }),
+    ]
+}
+
+/// What a signer's clock says: mostly the time, sometimes nonsense.
+pub fn clocks() -> impl Strategy<Value = Option<Timestamp>> {
+    const YEAR_2099_MS: u64 = 4_090_000_000_000;
+    prop_oneof![
+        12 => Just(None),
+        1 => prop::sample::select(vec![0, 1, YEAR_2099_MS, u64::MAX]).prop_map(|ms| Some(Timestamp(ms))),
     ]
 }
 
@@ -116,8 +137,13 @@ fn of_home(ask: &Ask, registry: &Registry, at: Timestamp, nth: u64) -> Option<(S
         }
         Ask::Rerank { job, to } => {
             let job = pick(registry, job)?;
-            let candidates = vec![pool(to.get::<&str>(&POOLS))];
-            (job.home.to_string(), Command::Rerank(Rerank { job: job.id, candidates, decided_on: vec![] }))
+            let candidates = to.iter().map(|to| pool(to.get::<&str>(&POOLS))).collect();
+            let it = Rerank { job: job.id, candidates, decided_on: vec![], reason: None };
+            (job.home.to_string(), Command::Rerank(it))
+        }
+        Ask::Resubmit { job, by } => {
+            let known = pick(registry, job)?;
+            (by.get(&STATES).to_string(), Command::Submit(submit(known.id, 4, vec![pool("main")])))
         }
         Ask::Cancel { job } => {
             let job = pick(registry, job)?;
@@ -139,7 +165,7 @@ fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Com
             Command::Start { job, attempt, at },
             Command::Run { job, attempt, at },
             Command::Finish { job, attempt, end: End::Complete, at },
-            Command::Decline { job, attempt, reason: "x".repeat(300), at },
+            Command::Decline { job, attempt, reason: Reason::new(&"x".repeat(300)), at },
             Command::Cancel { job, at },
         ];
         return Some((by.get(&STATES).to_string(), kind.get(&kinds).clone()));
@@ -148,7 +174,9 @@ fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Com
     let attempt = current.number;
     let command = match ask {
         Ask::Finish { how, .. } => {
-            let ends = [End::Complete, End::ExecutorError { exit_code: 3 }, End::system_error("lost"), End::Canceled];
+            let never = End::NotPermitted { reason: "not for hosts to say".into() };
+            let ends =
+                [End::Complete, End::ExecutorError { exit_code: 3 }, End::system_error("lost"), End::Canceled, never];
             Command::Finish { job, attempt, end: how.get(&ends).clone(), at }
         }
         Ask::Decline { .. } => Command::Decline { job, attempt, reason: "full".into(), at },

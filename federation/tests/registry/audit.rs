@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use federation::{Fit, JobState, PoolId, Registry};
+use certs::MemberState;
+use federation::{Fit, JobState, PoolId, Registry, Revision};
 
 /// Panics when the ledgers differ from the jobs, a pool is oversold, or a job waits in front of room.
 #[track_caller]
 pub fn audit(registry: &Registry) {
     let mut used: BTreeMap<PoolId, Vec<u32>> =
         registry.offers().map(|it| (it.offer.pool, vec![0; it.offer.nodes as usize])).collect();
+    let mut grants: BTreeMap<(PoolId, MemberState, Revision, federation::JobId), u32> = BTreeMap::new();
     for job in registry.jobs() {
         assert_eq!(job.state.holds(), job.holding().is_some());
+        let ended = job.attempts.len() - usize::from(job.state.holds());
+        assert!(job.attempts[..ended].iter().all(|it| it.grant.nodes.is_empty() && it.ended_at.is_some()));
         let Some(attempt) = job.holding() else {
             continue;
         };
@@ -20,6 +24,16 @@ pub fn audit(registry: &Registry) {
         }
         let spanned: u32 = attempt.grant.nodes.iter().map(|span| span.count * span.gpus).sum();
         assert_eq!(spanned, job.shape.gpus, "a gang is granted whole");
+        grants.insert((attempt.pool, job.home, attempt.granted_at, job.id), attempt.grant.gpus);
+    }
+    let mut held: BTreeMap<(PoolId, MemberState), u32> = BTreeMap::new();
+    for ((pool, home, _, job), gpus) in grants {
+        let before = held.entry((pool, home)).or_default();
+        assert_eq!(registry.held_before(&pool, home, &job), *before, "grants come one after the other");
+        *before += gpus;
+    }
+    for ((pool, home), gpus) in held {
+        assert_eq!(registry.offer(&pool).expect("a grant names a known offer").ledger.held_by(home), gpus);
     }
     for it in registry.offers() {
         let recounted = &used[&it.offer.pool];

@@ -1,8 +1,13 @@
 //! What grows is bounded.
 
-use federation::{Command, JobId, Outcome, Rejection, limits};
+use certs::GatewayName;
+use federation::{
+    Attempt, Command, End, FactoryId, FactoryName, Grant, Job, JobId, JobState, Outcome, PoolId, PoolName, Pseudonym,
+    Reason, Rejection, Revision, Shape, Timestamp, limits,
+};
+use policy::{DataClass, Labels, Purpose};
 
-use crate::world::{World, pool, state, submit};
+use crate::world::{World, offer, pool, state, submit};
 
 #[test]
 fn a_job_that_every_host_declines_ends() {
@@ -42,4 +47,97 @@ fn open_and_finished_jobs_are_bounded() {
     assert_eq!(world.registry.jobs().len(), limits::FINISHED_JOBS_PER_STATE_MAX + 1);
     assert!(world.registry.job(&all[0]).is_none() && world.registry.job(all.last().unwrap()).is_some());
     world.expect("z GRANTED main 8");
+}
+
+#[test]
+fn a_state_offers_a_bounded_number_of_gpus() {
+    let mut world = World::new();
+    let publish = |name, nodes, per_node| vec![Command::PublishOffer(offer(pool(name), 1, nodes, per_node))];
+    let most = limits::GPUS_PER_STATE_MAX / 64;
+    assert_eq!(world.commit("FI", publish("a", most, 32)), vec![Outcome::Done]);
+    assert_eq!(world.commit("FI", publish("b", most, 32)), vec![Outcome::Done]);
+    assert!(matches!(world.commit("FI", publish("c", 1, 1))[..], [Outcome::Rejected(Rejection::OutOfRange { .. })]));
+}
+
+#[test]
+fn a_job_waits_for_a_bounded_number_of_pools() {
+    let mut world = World::new();
+    let pools: Vec<PoolId> = (0..=limits::CANDIDATES_MAX).map(|nth| pool(&format!("p{nth}"))).collect();
+    world.commit("FI", pools.iter().map(|pool| Command::PublishOffer(offer(*pool, 1, 1, 8))).collect());
+    let refused = vec![Outcome::Rejected(Rejection::TooMany { limit: limits::CANDIDATES_MAX as u64 })];
+    assert_eq!(world.commit("FR", vec![Command::Submit(submit(JobId::new(1, [1; 10]), 4, pools))]), refused);
+}
+
+/// The arithmetic of the limits begins with the size of one job.
+#[test]
+fn the_largest_job_is_as_large_as_reckoned() {
+    let job = largest_job();
+    let bytes = postcard::to_stdvec(&job).unwrap().len();
+    assert!(bytes <= limits::JOB_BYTES_MAX, "{bytes}");
+    assert!(bytes + 512 > limits::JOB_BYTES_MAX, "{bytes}: the constant can be lowered");
+}
+
+/// A job of which everything that may grow has grown, without the nodes that it holds.
+fn largest_job() -> Job {
+    let name = "x".repeat(limits::NAME_BYTES_MAX);
+    let factory = FactoryId { state: state("FI"), name: FactoryName::parse(&name).unwrap() };
+    let pool = PoolId { factory, name: PoolName::parse(&name).unwrap() };
+    let gateway = GatewayName::parse(&"g".repeat(31)).unwrap();
+    assert!(GatewayName::parse(&"g".repeat(32)).is_err());
+    let reason = || Reason::new(&"because ".repeat(100));
+    let (at, revision) = (Timestamp(u64::MAX), Revision(u64::MAX));
+    let declined = |number| Attempt {
+        number,
+        pool,
+        served_by: gateway.clone(),
+        grant: Grant { gpus: limits::GPUS_PER_JOB_MAX, nodes: vec![] },
+        granted_at: revision,
+        started_at: Some(at),
+        running_at: Some(at),
+        ended_at: Some(at),
+        declined: Some(reason()),
+        end: None,
+        gpu_seconds: u64::MAX,
+    };
+    let mut attempts: Vec<Attempt> = (1..=limits::ATTEMPTS_MAX as u32).map(declined).collect();
+    let last = attempts.last_mut().unwrap();
+    (last.declined, last.end) = (None, Some(End::SystemError { reason: reason() }));
+    Job {
+        id: JobId::new(u64::MAX, [255; 10]),
+        home: state("FR"),
+        home_gateway: gateway.clone(),
+        pseudonym: Pseudonym([255; 16]),
+        shape: Shape {
+            gpus: limits::GPUS_PER_JOB_MAX,
+            nodes: limits::NODES_PER_POOL_MAX,
+            model: Some("m".repeat(limits::MODEL_BYTES_MAX)),
+            memory_gib_min: limits::MEMORY_GIB_MAX,
+            walltime_s: limits::WALLTIME_S_MAX,
+            cpu_cores: limits::CPU_CORES_MAX,
+            ram_gib: limits::RAM_GIB_MAX,
+            disk_gib: limits::DISK_GIB_MAX,
+        },
+        labels: Labels {
+            data_class: DataClass::Health,
+            purpose: Purpose::Defence,
+            dual_use: true,
+            project: Some("p".repeat(limits::PROJECT_BYTES_MAX)),
+        },
+        payload: certs::Digest([255; 32]),
+        priority: limits::PRIORITY_MAX,
+        restartable: true,
+        exclusive: true,
+        candidates: vec![pool; limits::CANDIDATES_MAX],
+        decided_on: vec![(state("FI"), u64::MAX); limits::MEMBERS_MAX],
+        decided_at: revision,
+        state: JobState::Failed,
+        cancel_requested: true,
+        attempts,
+        end: Some(End::NotPermitted { reason: reason() }),
+        passed_over: u32::MAX,
+        reserved: Some(pool),
+        submitted_at: revision,
+        submitted: at,
+        changed_at: revision,
+    }
 }

@@ -103,7 +103,7 @@ fn a_replay_changes_nothing_and_says_so() {
     assert_eq!(apply(&mut world, &first), vec![Outcome::Granted { pool: pool("main"), attempt: 1 }, Outcome::Done]);
     let next = Revision(world.registry.revision().0 + 1);
     let before = without_revision(&world.registry, next);
-    assert_eq!(apply(&mut world, &first), vec![Outcome::Duplicate; 2]);
+    assert_eq!(apply(&mut world, &first), vec![Outcome::Replayed; 2]);
     assert_eq!(world.registry.to_bytes(), before);
 
     // Older serials of the window are still accepted, once; those behind it never.
@@ -113,6 +113,27 @@ fn a_replay_changes_nothing_and_says_so() {
     assert_eq!(apply(&mut world, &far), vec![Outcome::Duplicate]);
     let oldest = 501;
     assert_eq!(apply(&mut world, &first), vec![Outcome::Rejected(Rejection::SerialTooOld { oldest })]);
+}
+
+#[test]
+fn a_retry_does_not_make_a_rejected_job_look_accepted() {
+    let mut world = World::new().tell("offer 8; pack FI");
+    let known = submit(JobId::new(1, [1; 10]), 4, vec![pool("main")]);
+    let stale = federation::Submit {
+        job: JobId::new(2, [1; 10]),
+        decided_on: vec![(state("FI"), 0)],
+        ..submit(JobId::new(2, [1; 10]), 4, vec![pool("main")])
+    };
+    let both = vec![Command::Submit(known.clone()), Command::Submit(stale.clone())];
+    let envelope = seal("FR", 500, both.clone());
+    let rejected = Outcome::Rejected(Rejection::StalePolicy { state: state("FI"), current: 1 });
+    let granted = Outcome::Granted { pool: pool("main"), attempt: 1 };
+    assert_eq!(apply(&mut world, &envelope), vec![granted, rejected.clone()]);
+    // The answer was lost, and the same envelope is sent again: the registry shows which of them is there.
+    assert_eq!(apply(&mut world, &envelope), vec![Outcome::Replayed; 2]);
+    assert!(world.registry.job(&known.job).is_some() && world.registry.job(&stale.job).is_none());
+    // Sealed anew, each command is answered again.
+    assert_eq!(apply(&mut world, &seal("FR", 501, both)), vec![Outcome::Duplicate, rejected]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Random histories: whatever the states ask for, in whatever order, the invariants hold.
 
-use federation::{Batch, Command, End, JobId, JobState, Outcome, Registry, Revision, Verdict};
+use certs::Envelope;
+use federation::{Batch, Command, End, JobId, JobState, Outcome, Registry, Revision, Timestamp, Verdict};
 use proptest::prelude::*;
 
-use crate::asks::{Ask, asks, command};
+use crate::asks::{Ask, asks, clocks, command};
 use crate::audit::audit;
 use crate::world::{STATES, World, genesis, pack_of, pool, seal, submit};
 
@@ -11,33 +12,39 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_history_keeps_the_invariants(asks in prop::collection::vec((asks(), 0u64..4_000), 1..160)) {
+    fn every_history_keeps_the_invariants(asks in prop::collection::vec((asks(), 0u64..4_000, clocks()), 1..160)) {
         live_through("offer 2x8; offer 4x4 on b", &asks);
     }
 }
 
 /// Carries out what is asked, on one replica that lives and on one that restarts from a snapshot every time.
-fn live_through(offers: &str, asks: &[(Ask, u64)]) {
+fn live_through(offers: &str, asks: &[(Ask, u64, Option<Timestamp>)]) {
     let mut world = World::new().tell(offers);
     let mut replica = world.registry.clone();
-    for (serial, (ask, pause_s)) in (1_000..).zip(asks) {
+    let mut past: Vec<Envelope> = vec![];
+    for (serial, (ask, pause_s, clock)) in (1_000..).zip(asks) {
         world.now = world.now.plus_s(*pause_s);
-        let Some((of, command)) = command(ask, &world.registry, world.now, serial) else {
-            continue;
+        let envelope = match ask {
+            Ask::Replay { which } if !past.is_empty() => which.get(&past).clone(),
+            _ => match command(ask, &world.registry, clock.unwrap_or(world.now), serial) {
+                Some((of, command)) => seal(&of, serial, vec![command]),
+                None => continue,
+            },
         };
-        let envelope = seal(&of, serial, vec![command]);
         let revision = Revision(world.registry.revision().0 + 1);
         let before = world.registry.clone();
         let outcomes = world.registry.apply(revision, &envelope, Verdict::Verified);
         assert_eq!(outcomes.len(), 1);
+        assert_eq!(outcomes[0] == Outcome::Replayed, matches!(ask, Ask::Replay { .. }));
         audit(&world.registry);
 
         assert_eq!(replica.apply(revision, &envelope, Verdict::Unknown), outcomes);
         let bytes = world.registry.to_bytes();
         assert!(replica.to_bytes() == bytes, "replicas differ after {ask:?}");
-        if let [Outcome::Rejected(_) | Outcome::Duplicate] = outcomes[..] {
-            assert!(untouched(before, &of, serial, revision) == bytes, "{ask:?} left a trace: {outcomes:?}");
+        if let [Outcome::Rejected(_) | Outcome::Duplicate | Outcome::Replayed] = outcomes[..] {
+            assert!(untouched(before, &envelope, revision) == bytes, "{ask:?} left a trace: {outcomes:?}");
         }
+        past.push(envelope);
         replica = Registry::from_bytes(&bytes).expect("a snapshot of a sound registry");
         assert!(replica.agrees_with(&world.registry), "what follows from the records differs after {ask:?}");
     }
@@ -96,8 +103,9 @@ fn finish(world: &mut World, job: JobId) {
 }
 
 /// A registry after an envelope without commands: the revision and the serial, nothing else.
-fn untouched(mut registry: Registry, of: &str, serial: u64, revision: Revision) -> Vec<u8> {
-    registry.apply(revision, &seal(of, serial, vec![]), Verdict::Verified);
+fn untouched(mut registry: Registry, envelope: &Envelope, revision: Revision) -> Vec<u8> {
+    let header = envelope.header();
+    registry.apply(revision, &seal(header.owner.as_str(), header.serial, vec![]), Verdict::Verified);
     registry.to_bytes()
 }
 

@@ -24,11 +24,20 @@ fn transitions_are_exactly_those() {
     check("offer 8; submit a 8; start a; start a", "a STARTING, last Duplicate");
     check("offer 8; submit a 8; run a", "a GRANTED, last Rejected WrongState");
     check("offer 8; submit a 8; complete a", "a GRANTED, last Rejected WrongState");
-    check("offer 8; submit a 8; start a; complete a", "a STARTING, last Rejected WrongState");
     check("offer 8; submit a 8; start a; run a; start a", "a RUNNING, last Rejected WrongState");
-    check("offer 8; submit a 8; start a; decline a", "a STARTING, last Rejected WrongState");
+    check("offer 8; submit a 8; start a; run a; decline a", "a RUNNING, last Rejected WrongState");
     check("offer 8; submit a 8; finish a; finish a", "a COMPLETE, last Duplicate, free 8");
     check("offer 8; submit a 8; finish a; start a", "a COMPLETE, last Rejected WrongState");
+}
+
+#[test]
+fn an_attempt_may_have_ended_before_anyone_saw_it_run() {
+    check("offer 8; submit a 8; start a; complete a", "a COMPLETE, free 8, last Done");
+    check("offer 8; submit a 8; start a; fail a", "a FAILED, free 8, last Done");
+    check("offer 8; submit a 8; start a; cancel a; complete a", "a COMPLETE, free 8");
+    check("offer 8; submit a 8; start a; cancel a; stopped a", "a CANCELED, free 8");
+    check("offer 8; submit a 8; cancel a; complete a", "a GRANTED main 8 STOP, last Rejected WrongState");
+    check("offer 8; submit z 8; submit a 8; complete z", "z GRANTED, a QUEUED, last Rejected WrongState");
 }
 
 #[test]
@@ -49,6 +58,7 @@ fn only_the_current_attempt_moves_a_job() {
 fn a_declined_job_goes_to_its_next_candidate() {
     check("offer 8; offer 8 on b; submit a 8 on main+b; decline a", "a GRANTED b 8, free 8");
     check("offer 8; submit a 8; decline a", "a FAILED, free 8");
+    check("offer 8; offer 8 on b; submit a 8 on main+b; start a; decline a", "a GRANTED b 8, free 8");
     check("offer 8; submit a 8; decline a; decline a", "a FAILED, last Duplicate");
     check(
         "offer 8; offer 8 on b; submit z 8 on b; submit a 8 on main+b; submit c 8; decline a",
@@ -140,6 +150,39 @@ fn a_large_gang_is_not_starved() {
 }
 
 #[test]
+fn a_gang_is_not_starved_behind_one_that_local_users_leave_no_room_for() {
+    // One of two nodes is lent: A waits for the local users, B only for its turn.
+    let mut world = World::new().tell("offer 2x8; report 1x8; submit s0 4; submit A 16 by DE; submit B 8 by DE");
+    for turn in 1..=limits::PASSED_OVER_MAX + 2 {
+        world = world.tell(&format!("submit s{turn} 4; finish s{}", turn - 1));
+        audit(&world.registry);
+    }
+    world.expect("B GRANTED main 8, A QUEUED, kept none");
+    // When they leave, A is the first in line again, and passed over like anyone.
+    world = world.tell("finish B; wait 1; report 2x8");
+    world.expect("A QUEUED");
+    for turn in limits::PASSED_OVER_MAX + 3..=3 * limits::PASSED_OVER_MAX {
+        world = world.tell(&format!("submit s{turn} 4; finish s{}", turn - 1));
+        if world.registry.kept_free_for(&pool("main")).is_some() {
+            return world.expect("kept A");
+        }
+    }
+    panic!("A starves");
+}
+
+#[test]
+fn who_waits_counts_for_the_first_that_could_have_fitted() {
+    // The pool is always full, so that every small job is granted from the queue, not when it comes.
+    let mut world = World::new().tell("offer 2x8; report 1x8; submit s0 4; submit s1 4; submit A 16 by DE");
+    world = world.tell("submit B 8 by DE; submit s2 4");
+    for turn in 0..limits::PASSED_OVER_MAX {
+        world.expect("kept none");
+        world = world.tell(&format!("finish s{turn}; submit s{} 4", turn + 3));
+    }
+    world.expect("kept B, A QUEUED");
+}
+
+#[test]
 fn a_pool_is_not_kept_free_for_what_local_users_leave_no_room_for() {
     let mut world = World::new().tell("offer 8; submit s0 4; submit big 8 by DE");
     for turn in 1..=limits::PASSED_OVER_MAX {
@@ -163,7 +206,14 @@ fn who_was_kept_a_place_gives_it_back_when_it_leaves() {
     let restarted = Registry::from_bytes(&world.registry.to_bytes()).unwrap();
     assert!(restarted.agrees_with(&world.registry));
     world.registry = restarted;
-    world.tell("cancel big").expect("kept none, big CANCELED, next GRANTED main 4, free 0");
+    world = world.tell("cancel big");
+    world.expect("kept none, big CANCELED, next GRANTED main 4, free 0");
+
+    let mut world = World::new().tell("offer 8; submit s0 4; submit big 8");
+    for turn in 1..=limits::PASSED_OVER_MAX {
+        world = world.tell(&format!("submit s{turn} 4; finish s{}", turn - 1));
+    }
+    world.tell("submit next 4; rerank big nowhere").expect("kept none, big FAILED, next GRANTED main 4, free 0");
 }
 
 #[test]
@@ -223,6 +273,29 @@ fn decisions_on_an_older_pack_are_stale() {
 }
 
 #[test]
+fn a_job_that_is_permitted_nowhere_any_more_ends() {
+    let moved = "offer 8; pack FI; submit z 8 decided 1; submit a 8 decided 1; pack FI";
+    check(
+        &format!("{moved}; rerank a nowhere because denied"),
+        r#"a FAILED, why a NotPermitted { reason: Reason("denied") }, last Done, due FR"#,
+    );
+    check(
+        &format!("{moved}; rerank a nowhere"),
+        r#"why a NotPermitted { reason: Reason("nothing that could run the job is permitted any more") }"#,
+    );
+    // Its GPUs were never held, and the others go on.
+    check(&format!("{moved}; rerank a nowhere; finish z; submit b 8"), "z COMPLETE, b GRANTED main 8, free 0");
+    check(&format!("{moved}; rerank a nowhere; rerank a nowhere"), "a FAILED, last Rejected WrongState");
+    // Not on an older pack, not by another state, and not a job that its host has.
+    check(&format!("{moved}; rerank a nowhere decided 1"), "a QUEUED, last Rejected StalePolicy");
+    check(&format!("{moved}; rerank a nowhere by FI"), "a QUEUED, last Rejected NotOwner");
+    check(&format!("{moved}; rerank z nowhere"), "z GRANTED main 8, last Rejected WrongState");
+    check("offer 8; submit a 8; start a; forbid a", "a STARTING, last Rejected WrongState");
+    // A withdrawn pool leaves nothing to wait for; one that comes back in time does.
+    check("offer 8; submit z 8; submit a 8; withdraw; rerank a nowhere", "a FAILED, due FR");
+}
+
+#[test]
 fn each_gateway_is_due_only_its_own() {
     check("offer 8; submit a 4; submit b 4; start b", "due FI dispatch:a poll:b report:main, due FR, due DE");
     check("offer 8; report 1x8", "due FI");
@@ -231,10 +304,44 @@ fn each_gateway_is_due_only_its_own() {
 }
 
 #[test]
+fn a_wrong_clock_does_not_outlast_its_correction() {
+    // In the year 2099, and then again now: the newest report is the last one in the log.
+    let poisoned = "offer 8; report 1x4 at 4090000000000";
+    check(poisoned, "free 4, due FI report:main");
+    check(&format!("{poisoned}; report 1x8"), "free 8, last Done, due FI");
+    check(&format!("{poisoned}; report 1x8; wait 1"), "due FI report:main");
+    check("offer 8; report 1x4 at 18446744073709551615; report 1x8", "free 8, due FI");
+    // What was used fades by the right clock again.
+    check(
+        &format!(
+            "{poisoned}; report 1x8; submit z 8 by DE; start z; run z; wait 600; complete z; wait 16000000; report 1x8; \
+             submit y 8 by FI; submit a 8 by DE; submit b 8 by FR; finish y"
+        ),
+        "a GRANTED, b QUEUED",
+    );
+    // A transition with a wrong time moves no clock but its own attempt's.
+    check("offer 8; report 1x8; submit a 4; wait 5000000000; start a; run a; complete a; submit b 4", "b GRANTED");
+}
+
+#[test]
+fn an_attempt_remembers_its_gateway() {
+    let world = World::new().tell("offer 8; submit a 8; withdraw; finish a");
+    world.expect("a COMPLETE, gone");
+    let job = world.registry.job(&world.jobs["a"]).unwrap();
+    assert_eq!(job.attempt().unwrap().host(), World::gateway("FI"));
+}
+
+#[test]
 fn used_gpu_seconds_are_charged_when_an_attempt_ends() {
     check("offer 8; submit a 4; start a; wait 50; run a; wait 100; complete a", "charged 400");
     check("offer 8; submit a 4 for 60; start a; run a; wait 1000; complete a", "charged 480");
     check("offer 8; submit a 4; start a; wait 100; break a", "charged 0");
+    // It ran at some time since it was started, which nobody else could use.
+    check("offer 8; submit a 4; start a; wait 100; complete a", "charged 400");
+    check("offer 8; submit a 4; start a; wait 100; fail a", "charged 400");
+    check("offer 8; submit a 4 for 60; start a; wait 1000; complete a", "charged 480");
+    check("offer 8; submit a 4; start a; wait 50; run a; wait 100; fail a", "charged 400");
+    check("offer 8; submit a 4; wait 100; decline a", "charged 0");
 }
 
 #[test]

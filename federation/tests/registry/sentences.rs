@@ -1,6 +1,8 @@
 //! The sentences that tests tell a [`World`], and the facts that they expect of it.
 
-use federation::{Action, CapacityReport, Command, End, JobId, JobState, NodeCount, PoolId, Rerank, due};
+use federation::{
+    Action, CapacityReport, Command, End, JobId, JobState, NodeCount, PoolId, Reason, Rerank, Timestamp, due,
+};
 
 use crate::world::{HOST, POOL, World, offer, pack_of, pool, state, submit};
 
@@ -44,8 +46,12 @@ impl World {
             }
             "submit" => ("FR", self.about_a_new_job(&it)),
             "rerank" => {
-                let decided_on = vec![(state(HOST), self.registry.pack(state(HOST)).map_or(0, |pack| pack.sequence))];
-                ("FR", Command::Rerank(Rerank { job: self.jobs[it.0[1]], candidates: it.pools(), decided_on }))
+                let sequence = self.registry.pack(state(HOST)).map_or(0, |pack| pack.sequence);
+                let decided_on = vec![(state(HOST), it.number("decided", sequence as u32).into())];
+                let nowhere = it.0.get(2) == Some(&"nowhere");
+                let candidates = if nowhere { vec![] } else { it.pools() };
+                let reason = it.after("because").map(Reason::new);
+                ("FR", Command::Rerank(Rerank { job: self.jobs[it.0[1]], candidates, decided_on, reason }))
             }
             verb => {
                 let detail = it.0.get(2).copied().unwrap_or_default();
@@ -70,7 +76,8 @@ impl World {
             _ => {
                 let counts = it.0[1].split('+').filter_map(times);
                 let lendable = counts.map(|(nodes, gpus)| NodeCount { gpus, nodes }).collect();
-                Command::ReportCapacity(CapacityReport { pool, lendable, at: self.now, problem: None })
+                let at = it.after("at").map_or(self.now, |ms| Timestamp(ms.parse().unwrap()));
+                Command::ReportCapacity(CapacityReport { pool, lendable, at, problem: None })
             }
         }
     }
@@ -110,6 +117,7 @@ impl World {
             "finish" | "complete" => (HOST, vec![end(End::Complete)]),
             "fail" => (HOST, vec![end(End::ExecutorError { exit_code: 1 })]),
             "break" => (HOST, vec![end(End::system_error("node lost"))]),
+            "forbid" => (HOST, vec![end(End::NotPermitted { reason: "no".into() })]),
             "stopped" => (HOST, vec![end(End::Canceled)]),
             unknown => panic!("no sentence begins with {unknown}"),
         };
@@ -132,6 +140,10 @@ impl World {
                 .trim_end_matches(')')
                 .into(),
             "charged" => self.registry.usage().map(|(.., flow)| flow.gpu_seconds).sum::<u64>().to_string(),
+            "why" => {
+                let end = &self.registry.job(&self.jobs[word(0)]).unwrap().end;
+                [word(0), &end.as_ref().map_or(String::new(), |end| format!("{end:?}"))].join(" ")
+            }
             "kept" => self.registry.kept_free_for(&pool(POOL)).map_or("none".into(), |job| self.name(job)),
             "due" => {
                 let actions = due(&self.registry, &World::gateway(word(0)), self.now);

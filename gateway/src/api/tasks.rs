@@ -11,20 +11,22 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use certs::{Caller, Digest, Role};
-use federation::{Job, JobId, JobState};
+use federation::{Job, JobId, JobState, Pseudonym};
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, HeaderName};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
 
 use super::{Api, Asked, Document};
-use crate::archive::Archived;
+use crate::archive;
 use crate::driver::{AttemptRecord, LogStream, Pipe};
 use crate::entry::IDEMPOTENCY_KEY;
 use crate::error::{Code, Problem};
 use crate::explain;
 use crate::home::Arrival;
 use crate::orders::{LogRequest, NoOrder};
+use crate::peer::PeerError;
 use crate::peer::server::LOG_BYTES_MAX;
 use crate::stages::Stage;
 use crate::store::TaskRecord;
@@ -41,6 +43,8 @@ const KEY_BYTES_MAX: usize = 128;
 const READ_AT_ONCE: usize = 256;
 /// Tasks looked at for one page; a rarer filter gets a short page and a token.
 const LOOKED_AT_MAX: usize = 8_192;
+/// Bytes of documents and records on one page; larger tasks make shorter pages.
+const PAGE_BYTES_MAX: u64 = 16 * 1_024 * 1_024;
 /// A host that does not answer must not hold up a look at a task.
 const HOST_TIMEOUT: Duration = Duration::from_secs(3);
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("entente-next-offset");
@@ -72,12 +76,12 @@ async fn create(
     let requirements = submission.requirements()?;
     let arrival = Arrival { key: idempotency_key(&headers)?, body: Digest::of(&body), face: prefix.to_owned() };
     api.stages.add(Stage::Parse, begun);
+    let tasks = api.tasks.clone();
     let work = async move {
         let accepted = api.home.submit(&caller, &submission, &requirements, &arrival).await?;
-        api.archive.expect(accepted.job);
         Ok(Json(CreateTaskResponse { id: accepted.job.to_string() }))
     };
-    tracked(work).await
+    tracked(&tasks, work).await
 }
 
 async fn list(
@@ -87,23 +91,42 @@ async fn list(
 ) -> Result<Json<ListTasksResponse>, Problem> {
     let query = ListQuery::parse(query.as_deref())?;
     let owner = api.home.pseudonym(&caller);
+    let page = tokio::task::spawn_blocking(move || page(&api, &owner, &query)).await;
+    page.unwrap_or_else(|_| Err(failed_inside())).map(Json)
+}
+
+/// One page of a list, newest first. Runs where blocking does no harm: it reads from disk.
+fn page(api: &Api, owner: &Pseudonym, query: &ListQuery) -> Result<ListTasksResponse, Problem> {
     let mut before = query.page_token.map(|token| token.0);
     let mut page = Vec::new();
-    let mut looked_at = 0;
+    let (mut looked_at, mut bytes) = (0, 0);
     loop {
-        let records = api.store.tasks_of(&owner, before.as_ref(), READ_AT_ONCE)?;
-        let last = records.len() < READ_AT_ONCE;
-        for record in records {
-            if page.len() == query.page_size {
-                return Ok(Json(ListTasksResponse { tasks: page, next_page_token: before.map(token) }));
+        let found = api.store.tasks_of(owner, before.as_ref(), READ_AT_ONCE)?;
+        let last = found.len() < READ_AT_ONCE;
+        for (job, summary) in found {
+            if page.len() == query.page_size || bytes >= PAGE_BYTES_MAX {
+                return Ok(ListTasksResponse { tasks: page, next_page_token: before.map(token) });
             }
-            before = Some(record.job);
+            before = Some(job);
             looked_at += 1;
-            page.extend(listed(&api, &record, &query)?);
+            let seen = Seen::of(api, &job)?;
+            if !query.matches(summary.name.as_deref(), &summary.tags, seen.state()) {
+                continue;
+            }
+            if query.view == View::Minimal {
+                page.push(Task { id: Some(job.to_string()), state: Some(seen.state()), ..Task::default() });
+                continue;
+            }
+            let Some(record) = api.store.task(&job)? else {
+                continue;
+            };
+            let (attempt, attempt_bytes) = kept_record(api, &job)?;
+            bytes += summary.payload_bytes + attempt_bytes;
+            page.push(seen.with(attempt).show(&record, &submission_of(&record)?, query.view));
         }
         if last || looked_at >= LOOKED_AT_MAX {
             let next_page_token = if last { None } else { before.map(token) };
-            return Ok(Json(ListTasksResponse { tasks: page, next_page_token }));
+            return Ok(ListTasksResponse { tasks: page, next_page_token });
         }
     }
 }
@@ -112,18 +135,13 @@ fn token(job: JobId) -> String {
     PageToken(job).to_text()
 }
 
-/// The task as a list shows it, if the list asks for it. A list asks no other gateway.
-fn listed(api: &Api, record: &TaskRecord, query: &ListQuery) -> Result<Option<Task>, Problem> {
-    let submission = submission_of(record)?;
-    let seen = Seen::of(api, record)?;
-    if !query.matches(submission.task(), seen.state()) {
-        return Ok(None);
-    }
-    let attempt = match &seen.job {
-        Some(job) if seen.attempt.is_none() && query.view != View::Minimal => api.orders.record_here(job),
-        _ => None,
+/// What the archive has of a host's record, and how many bytes that is. A list asks no other gateway.
+fn kept_record(api: &Api, job: &JobId) -> Result<(Option<AttemptRecord>, u64), Problem> {
+    let Some(bytes) = api.store.record(job)? else {
+        return Ok((None, 0));
     };
-    Ok(Some(seen.with(attempt).show(record, &submission, query.view)))
+    let record = archive::host_record(&bytes).map_err(|_| unreadable("record"))?;
+    Ok((record, bytes.len() as u64))
 }
 
 async fn read(
@@ -134,12 +152,15 @@ async fn read(
 ) -> Result<Json<Task>, Problem> {
     let view = View::from_query(query.as_deref())?;
     let record = own_task(&api, &caller, &id)?;
+    let mut seen = Seen::of(&api, &record.job)?;
+    if view == View::Minimal {
+        let state = Some(seen.state());
+        return Ok(Json(Task { id: Some(record.job.to_string()), state, ..Task::default() }));
+    }
     let submission = submission_of(&record)?;
-    let mut seen = Seen::of(&api, &record)?;
-    if view != View::Minimal
-        && seen.attempt.is_none()
-        && let Some(job) = seen.job.clone()
-    {
+    if let Some(kept) = api.store.record(&record.job)? {
+        seen = seen.with(archive::host_record(&kept).map_err(|_| unreadable("record"))?);
+    } else if let Some(job) = seen.job.clone() {
         match tokio::time::timeout(HOST_TIMEOUT, api.orders.record(&job)).await {
             Ok(Ok(attempt)) => seen = seen.with(attempt),
             Ok(Err(why)) => seen.notes.push(format!("the host's record is not here yet: {why}")),
@@ -158,8 +179,9 @@ async fn cancel(
         return Err(Problem::new(Code::NoSuchPath, "a task takes POST only as /tasks/{id}:cancel"));
     };
     let job = own_task(&api, &caller, id)?.job;
+    let tasks = api.tasks.clone();
     let work = async move { api.home.cancel(job).await.map(|()| Json(CancelTaskResponse {})) };
-    tracked(work).await
+    tracked(&tasks, work).await
 }
 
 /// Why a task is where it is: every pool with what each state said when it was placed, and the capacity now.
@@ -169,10 +191,9 @@ pub async fn why(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let record = own_task(&api, &caller, &id)?;
-    let seen = Seen::of(&api, &record)?;
+    let seen = Seen::of(&api, &record.job)?;
     let stored = api.store.explanation(&record.explanation)?.unwrap_or_else(|| b"[]".to_vec());
-    let pools: Vec<explain::PoolAnswers> = serde_json::from_slice(&stored)
-        .map_err(|_| Problem::new(Code::StoreFailed, "the verdicts of this task cannot be read any more"))?;
+    let pools: Vec<explain::PoolAnswers> = serde_json::from_slice(&stored).map_err(|_| unreadable("verdicts"))?;
     let requirements = submission_of(&record)?.requirements()?;
     let shown = api.consensus.read(|registry| explain::pools(registry, &pools, Some(&requirements.shape)));
     let attempts: Vec<Value> = seen.job.iter().flat_map(|job| &job.attempts).map(explain::attempt).collect();
@@ -230,7 +251,7 @@ pub async fn logs(
     Asked(query): Asked<LogQuery>,
 ) -> Result<Response, Problem> {
     let record = own_task(&api, &caller, &id)?;
-    let Some(job) = Seen::of(&api, &record)?.job else {
+    let Some(job) = Seen::of(&api, &record.job)?.job else {
         return Err(Problem::new(Code::NotFound, "the registry holds no such task yet; ask again"));
     };
     let stream = LogStream { executor: query.executor, pipe: query.pipe };
@@ -272,20 +293,29 @@ pub async fn service_info(State(api): State<Api>) -> Json<ServiceInfo> {
 
 /// What is known of a task now: its job, from the registry or the archive, and what its host said.
 struct Seen {
-    job: Option<Job>,
+    job: Option<Arc<Job>>,
     attempt: Option<AttemptRecord>,
     notes: Vec<String>,
+    given_up: bool,
 }
 
 impl Seen {
-    fn of(api: &Api, record: &TaskRecord) -> Result<Seen, Problem> {
-        if let Some(bytes) = api.store.archived(&record.job)? {
-            let archived: Archived = serde_json::from_slice(&bytes)
-                .map_err(|_| Problem::new(Code::StoreFailed, "the record of this task cannot be read any more"))?;
-            return Ok(Seen { job: Some(archived.job), attempt: archived.record, notes: vec![] });
+    fn of(api: &Api, job: &JobId) -> Result<Seen, Problem> {
+        let seen = |job| Seen { job, attempt: None, notes: vec![], given_up: false };
+        if let Some(job) = api.consensus.read(|registry| registry.job_arc(job)) {
+            return Ok(seen(Some(job)));
         }
-        let job = api.consensus.read(|registry| registry.job_arc(&record.job));
-        Ok(Seen { job: job.map(Arc::unwrap_or_clone), attempt: None, notes: vec![] })
+        let Some(ended) = api.store.ended(job)? else {
+            return Ok(seen(None));
+        };
+        match archive::ended_job(&ended).map_err(|_| unreadable("end"))? {
+            Some(job) => Ok(seen(Some(Arc::new(job)))),
+            None => Ok(Seen {
+                notes: vec!["the registry never took this submission, and its client was told so".into()],
+                given_up: true,
+                ..seen(None)
+            }),
+        }
     }
 
     fn with(mut self, attempt: Option<AttemptRecord>) -> Seen {
@@ -295,22 +325,30 @@ impl Seen {
 
     /// A task whose commit was never heard of is on its way, or will be submitted again by its client.
     fn state(&self) -> TesState {
-        self.job.as_ref().map_or(TesState::Unknown, state_of)
+        match &self.job {
+            Some(job) => state_of(job),
+            None if self.given_up => TesState::SystemError,
+            None => TesState::Unknown,
+        }
     }
 
     fn show(self, record: &TaskRecord, submission: &Submission, view: View) -> Task {
         let state = self.state();
         let notes = [record.warnings.clone(), self.notes].concat();
         let logs = match &self.job {
-            Some(job) if view != View::Minimal => tes::logs(job, self.attempt, &notes),
-            _ => vec![],
+            Some(job) => tes::logs(job, self.attempt, &notes),
+            None if self.given_up => tes::given_up(&notes),
+            None => vec![],
         };
         show(submission, Known { id: record.job.to_string(), state, created_at: record.created_at, logs }, view)
     }
 
     fn summary(&self) -> String {
         let Some(job) = &self.job else {
-            return "the registry has not shown this task yet".into();
+            return match self.given_up {
+                true => "was never taken by the registry, and its client was told so".into(),
+                false => "the registry has not shown this task yet".into(),
+            };
         };
         let at = job.attempt().map(|attempt| attempt.pool.to_string()).unwrap_or_default();
         match job.state {
@@ -335,8 +373,15 @@ fn own_task(api: &Api, caller: &Caller, id: &str) -> Result<TaskRecord, Problem>
 }
 
 fn submission_of(record: &TaskRecord) -> Result<Submission, Problem> {
-    Submission::from_payload(&record.payload)
-        .map_err(|_| Problem::new(Code::StoreFailed, "the document of this task cannot be read any more"))
+    Submission::from_payload(&record.payload).map_err(|_| unreadable("document"))
+}
+
+fn unreadable(what: &str) -> Problem {
+    Problem::new(Code::StoreFailed, format!("the {what} of this task cannot be read any more"))
+}
+
+fn failed_inside() -> Problem {
+    Problem::new(Code::Internal, "this gateway failed at it; its log says more")
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -352,19 +397,19 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 fn no_logs(why: NoOrder) -> Problem {
-    match why {
-        NoOrder::NotYours { .. } => Problem::new(Code::NotFound, "the host holds no output of this task"),
-        NoOrder::Here(reason) if reason.contains("not known here") => {
-            Problem::new(Code::NotFound, "the host holds no output of this task")
-        }
-        other => Problem::new(Code::HostUnreachable, other.to_string()),
+    if why.is_final() {
+        return Problem::new(Code::NotFound, "the host holds no output of this task any more");
     }
+    if matches!(why, NoOrder::Peer(PeerError::Busy { .. })) {
+        return Problem::new(Code::Overloaded, why.to_string());
+    }
+    Problem::new(Code::HostUnreachable, why.to_string())
 }
 
-/// Does work that must not end with its client's patience, and waits for it.
+/// Does work that must not end with its client's patience, and waits for it; a stop of the gateway waits too.
 async fn tracked<T: Send + 'static>(
+    tasks: &TaskTracker,
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or_else(|_| Err(Problem::new(Code::Internal, "this gateway failed at it; its log says more")))
+    tasks.spawn(work).await.unwrap_or_else(|_| Err(failed_inside()))
 }

@@ -86,9 +86,12 @@ pub struct AddIssuer {
     /// The highest assurance that it may state: low, substantial or high
     #[arg(long, default_value = "substantial")]
     assurance_max: String,
-    /// A clearance that it may state
+    /// A clearance of this state that it may state, such as dual-use
     #[arg(long = "clearance")]
     clearances: Vec<String>,
+    /// Another state, such as CH, that it may attest people to live in
+    #[arg(long = "residency")]
+    residencies: Vec<String>,
 }
 
 /// What a genesis is drafted from.
@@ -153,6 +156,7 @@ fn add_issuer(it: &AddIssuer) -> anyhow::Result<()> {
         entitlements,
         assurance_max: assurance_named(&it.assurance_max)?,
         clearances: it.clearances.clone(),
+        residencies: it.residencies.iter().map(|code| MemberState::parse(code)).collect::<Result<_, _>>()?,
     })?;
     println!("{} is in the statement; sign the next bundle to publish it", it.issuer);
     Ok(())

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::order::Order;
 use super::processes::Birth;
+use super::remover::remove;
 use super::{AttemptRecord, Pipe};
 
 /// Drafts carry this prefix; what has it after a crash is rubbish.
@@ -97,7 +98,7 @@ impl Folder {
             .and_then(|()| DirBuilder::new().mode(0o700).create(draft.0.join("logs")))
             .and_then(|()| fs::rename(&draft.0, &folder.0));
         if let Err(cause) = filled {
-            let _rubbish_is_swept_at_start = fs::remove_dir_all(&draft.0);
+            let _rubbish_is_swept_at_start = remove(&draft.0);
             return Err(cause);
         }
         File::open(attempts)?.sync_all()?;
@@ -112,7 +113,7 @@ impl Folder {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.starts_with(DRAFT_PREFIX) {
-                fs::remove_dir_all(entry.path())?;
+                remove(&entry.path())?;
             } else if let Some(key) = parse_name(&name) {
                 found.push((key, Folder(entry.path())));
             }
@@ -195,7 +196,13 @@ impl Folder {
     }
 
     /// Concludes the attempt. Only for whoever marked it started, or found it abandoned.
+    ///
+    /// How it ended must be noted also where the task has left no room for it: then its files go first.
     pub fn conclude(&self, _held: &Held, done: &Done) -> io::Result<()> {
+        if self.write("done.json", done).is_ok() {
+            return Ok(());
+        }
+        remove(&self.work())?;
         self.write("done.json", done)
     }
 
@@ -227,23 +234,23 @@ impl Folder {
 
     /// Removes the task's files and its order, whose variables may be secret. Only for what is done.
     pub fn clear(&self) -> io::Result<()> {
-        let gone = |removed: io::Result<()>| match removed {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        };
-        gone(fs::remove_file(self.0.join("order.json")))?;
-        match gone(fs::remove_dir_all(self.work())) {
-            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-                unlock(&self.work())?;
-                gone(fs::remove_dir_all(self.work()))
-            }
-            cleared => cleared,
+        match fs::remove_file(self.0.join("order.json")) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
+            _ => remove(&self.work()),
         }
+    }
+
+    /// Takes the attempt out of the list of attempts, in one step. What is left of it is [`Folder::remove`]d.
+    pub fn forget(&self, attempts: &Path) -> io::Result<Folder> {
+        let gone = Folder(attempts.join(draft_name()));
+        fs::rename(&self.0, &gone.0)?;
+        File::open(attempts)?.sync_all()?;
+        Ok(gone)
     }
 
     /// Removes everything.
     pub fn remove(&self) -> io::Result<()> {
-        fs::remove_dir_all(&self.0)
+        remove(&self.0)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<T> {
@@ -264,18 +271,6 @@ impl Folder {
 pub(super) fn draft_name() -> String {
     let random = u64::from_le_bytes(certs::entropy::bytes());
     format!("{DRAFT_PREFIX}{random:016x}")
-}
-
-/// Opens folders that a task closed. Every process of it is gone, so nothing moves meanwhile.
-fn unlock(folder: &Path) -> io::Result<()> {
-    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            unlock(&entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 fn parse_name(name: &str) -> Option<Key> {

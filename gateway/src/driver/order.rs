@@ -12,12 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::Key;
 use super::glob::has_wildcard;
-use super::place::{BadUrl, Place, redacted};
+use super::place::{BadUrl, Place};
+use super::record::STEPS_MAX;
 use super::sandbox::{RunAs, Sandbox};
 use super::{Source, StageIn, StageKind, StageOut, Step, WorkOrder};
 
-/// One step has two logs; 256 x 2 x 64 MiB is already 32 GiB.
-const STEPS_MAX: usize = 256;
 /// Linux: PATH_MAX.
 const PATH_BYTES_MAX: usize = 4_096;
 /// Where a task works that does not say where.
@@ -27,26 +26,49 @@ const SYSTEM_TOPS: [&str; 12] =
     ["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
 
 /// Why a task cannot be run here. Always the task's to mend.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+///
+/// Every state may read it, so it names places in the task by number and never what is written there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadOrder {
+    #[error("the pool is not one of this gateway")]
+    NoPool,
+    #[error("the pool has {all} GPUs, the task needs {need}")]
+    Gpus { all: u32, need: u32 },
+    #[error("the pool takes no tasks without a GPU")]
+    NoSlots,
     #[error("a task has 1 to {STEPS_MAX} executors")]
     Steps,
-    #[error("executor {step} has no command")]
-    NoCommand { step: usize },
-    #[error("executor {step} has a zero byte in its command or environment")]
-    ZeroByte { step: usize },
-    #[error("executor {step} has an environment variable without a name or with = in its name")]
-    VariableName { step: usize },
-    #[error("{path} is not an absolute path without ..")]
-    Path { path: String },
-    #[error("{path} belongs to the system")]
-    SystemPath { path: String },
-    #[error("{path} has wildcards, so it needs a path_prefix")]
-    NoPrefix { path: String },
-    #[error("{url} cannot be used: {reason}")]
-    Url { url: String, reason: BadUrl },
-    #[error("{path}: content cannot be a directory")]
-    ContentDirectory { path: String },
+    #[error("executor {0} has no command")]
+    NoCommand(usize),
+    #[error("executor {0} has a zero byte in its command or environment")]
+    ZeroByte(usize),
+    #[error("executor {0} has an environment variable without a name or with = in its name")]
+    VariableName(usize),
+    #[error("a path of executor {0} {1}")]
+    StepPath(usize, BadPath),
+    #[error("the path of volume {0} {1}")]
+    VolumePath(usize, BadPath),
+    #[error("the path of input {0} {1}")]
+    InputPath(usize, BadPath),
+    #[error("the path or path_prefix of output {0} {1}")]
+    OutputPath(usize, BadPath),
+    #[error("output {0} has wildcards, so it needs a path_prefix")]
+    NoPrefix(usize),
+    #[error("the URL of input {0} cannot be used: {1}")]
+    InputUrl(usize, BadUrl),
+    #[error("the URL of output {0} cannot be used: {1}")]
+    OutputUrl(usize, BadUrl),
+    #[error("input {0}: content cannot be a directory")]
+    ContentDirectory(usize),
+}
+
+/// Why a text is not a path of a task's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadPath {
+    #[error("is not an absolute path without ..")]
+    Form,
+    #[error("belongs to the system")]
+    System,
 }
 
 /// What the machine allows and how it runs tasks. Travels with the order, so that a supervisor needs nothing else.
@@ -61,6 +83,9 @@ pub(super) struct Rules {
     /// `name` (then the scheme's own port) or `name:port`.
     pub http_hosts: Vec<String>,
     pub https_ca_file: Option<PathBuf>,
+    /// Disk that no attempt may use up, in bytes.
+    #[serde(default)]
+    pub disk_reserve: u64,
 }
 
 /// What runs.
@@ -128,8 +153,11 @@ impl Order {
             return Err(BadOrder::Steps);
         }
         let steps = work.executors.into_iter().enumerate();
-        let inputs = work.inputs.into_iter();
-        let outputs = work.outputs.into_iter();
+        let inputs = work.inputs.into_iter().enumerate();
+        let outputs = work.outputs.into_iter().enumerate();
+        let volumes = work.volumes.iter().enumerate();
+        let volume =
+            |(index, path): (usize, &String)| TaskPath::parse(path).map_err(|bad| BadOrder::VolumePath(index, bad));
         Ok(Order {
             job: work.job,
             attempt: work.attempt,
@@ -141,7 +169,7 @@ impl Order {
             steps: steps.map(OrderStep::parse).collect::<Result<_, _>>()?,
             inputs: inputs.map(|it| Input::parse(it, &rules)).collect::<Result<_, _>>()?,
             outputs: outputs.map(|it| Output::parse(it, &rules)).collect::<Result<_, _>>()?,
-            volumes: work.volumes.iter().map(|path| TaskPath::parse(path)).collect::<Result<_, _>>()?,
+            volumes: volumes.map(volume).collect::<Result<_, _>>()?,
             rules,
         })
     }
@@ -184,16 +212,19 @@ impl Order {
 impl OrderStep {
     fn parse((index, step): (usize, Step)) -> Result<OrderStep, BadOrder> {
         if step.command.first().is_none_or(String::is_empty) {
-            return Err(BadOrder::NoCommand { step: index });
+            return Err(BadOrder::NoCommand(index));
         }
         let variables = step.env.iter().flat_map(|(name, value)| [name, value]);
         if step.command.iter().chain(variables).any(|it| it.contains('\0')) {
-            return Err(BadOrder::ZeroByte { step: index });
+            return Err(BadOrder::ZeroByte(index));
         }
         if step.env.keys().any(|name| name.is_empty() || name.contains('=')) {
-            return Err(BadOrder::VariableName { step: index });
+            return Err(BadOrder::VariableName(index));
         }
-        let path = |path: Option<String>| path.map(|it| TaskPath::parse(&it)).transpose();
+        let path = |path: Option<String>| {
+            let parsed = path.map(|it| TaskPath::parse(&it)).transpose();
+            parsed.map_err(|bad| BadOrder::StepPath(index, bad))
+        };
         Ok(OrderStep {
             image: step.image,
             command: step.command,
@@ -208,61 +239,60 @@ impl OrderStep {
 }
 
 impl Input {
-    fn parse(it: StageIn, rules: &Rules) -> Result<Input, BadOrder> {
+    fn parse((index, it): (usize, StageIn), rules: &Rules) -> Result<Input, BadOrder> {
         let from = match it.source {
             Source::Content(_) if it.kind == StageKind::Directory => {
-                return Err(BadOrder::ContentDirectory { path: it.path });
+                return Err(BadOrder::ContentDirectory(index));
             }
             Source::Content(bytes) => Origin::Content(bytes),
-            Source::Url(url) => match Place::parse(&url, rules)? {
-                Place::Http { .. } if it.kind == StageKind::Directory => {
-                    let (url, reason) = (redacted(&url), BadUrl::HttpDirectory);
-                    return Err(BadOrder::Url { url, reason });
+            Source::Url(url) => match Place::parse(&url, rules) {
+                Ok(Place::Http { .. }) if it.kind == StageKind::Directory => {
+                    return Err(BadOrder::InputUrl(index, BadUrl::HttpDirectory));
                 }
-                place => Origin::Place(place),
+                place => Origin::Place(place.map_err(|bad| BadOrder::InputUrl(index, bad))?),
             },
         };
-        Ok(Input { path: TaskPath::parse(&it.path)?, from, kind: it.kind })
+        let path = TaskPath::parse(&it.path).map_err(|bad| BadOrder::InputPath(index, bad))?;
+        Ok(Input { path, from, kind: it.kind })
     }
 }
 
 impl Output {
-    fn parse(it: StageOut, rules: &Rules) -> Result<Output, BadOrder> {
+    fn parse((index, it): (usize, StageOut), rules: &Rules) -> Result<Output, BadOrder> {
         let wild = has_wildcard(&it.path);
         if wild && it.path_prefix.is_none() {
-            return Err(BadOrder::NoPrefix { path: it.path });
+            return Err(BadOrder::NoPrefix(index));
         }
-        let prefix = it.path_prefix.filter(|_| wild);
+        let path = |text: &str| TaskPath::parse(text).map_err(|bad| BadOrder::OutputPath(index, bad));
         Ok(Output {
-            to: Place::parse(&it.url, rules)?,
+            to: Place::parse(&it.url, rules).map_err(|bad| BadOrder::OutputUrl(index, bad))?,
             url: it.url,
-            path: TaskPath::parse(&it.path)?,
-            prefix: prefix.map(|it| TaskPath::parse(&it)).transpose()?,
+            path: path(&it.path)?,
+            prefix: it.path_prefix.filter(|_| wild).map(|it| path(&it)).transpose()?,
             kind: it.kind,
         })
     }
 }
 
 impl TaskPath {
-    pub fn parse(text: &str) -> Result<TaskPath, BadOrder> {
-        let bad = || BadOrder::Path { path: text.to_owned() };
+    pub fn parse(text: &str) -> Result<TaskPath, BadPath> {
         if text.len() > PATH_BYTES_MAX || text.contains('\0') || !text.starts_with('/') {
-            return Err(bad());
+            return Err(BadPath::Form);
         }
         let mut path = String::new();
         for component in text.split('/').filter(|it| !matches!(*it, "" | ".")) {
             if component == ".." {
-                return Err(bad());
+                return Err(BadPath::Form);
             }
             path.push('/');
             path.push_str(component);
         }
         let path = TaskPath(path);
         if path.top().is_empty() || has_wildcard(path.top()) {
-            return Err(bad());
+            return Err(BadPath::Form);
         }
         if SYSTEM_TOPS.contains(&path.top()) {
-            return Err(BadOrder::SystemPath { path: text.to_owned() });
+            return Err(BadPath::System);
         }
         Ok(path)
     }
@@ -288,8 +318,8 @@ impl fmt::Debug for TaskPath {
 }
 
 impl TryFrom<String> for TaskPath {
-    type Error = BadOrder;
-    fn try_from(text: String) -> Result<TaskPath, BadOrder> {
+    type Error = BadPath;
+    fn try_from(text: String) -> Result<TaskPath, BadPath> {
         TaskPath::parse(&text)
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::order::{BadOrder, Rules};
+use super::order::Rules;
 
 const URL_BYTES_MAX: usize = 8_192;
 
@@ -40,11 +40,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    pub fn parse(url: &str, rules: &Rules) -> Result<Place, BadOrder> {
-        Place::parse_allowed(url, rules).map_err(|reason| BadOrder::Url { url: redacted(url), reason })
-    }
-
-    fn parse_allowed(url: &str, rules: &Rules) -> Result<Place, BadUrl> {
+    pub fn parse(url: &str, rules: &Rules) -> Result<Place, BadUrl> {
         if url.len() > URL_BYTES_MAX {
             return Err(BadUrl::Malformed);
         }
@@ -165,12 +161,13 @@ mod tests {
             file_roots: vec!["/srv/data".into(), "/srv/data/deep".into()],
             http_hosts: vec!["data.example".into(), "127.0.0.1:8080".into()],
             https_ca_file: None,
+            disk_reserve: 0,
         }
     }
 
     #[test]
     fn urls_lead_only_where_the_factory_allows() {
-        let check = |url: &str| Place::parse_allowed(url, &rules());
+        let check = |url: &str| Place::parse(url, &rules());
         for (url, root, below) in [
             ("file:///srv/data/a", "/srv/data", "a"),
             ("file://localhost/srv/data/a%20b", "/srv/data", "a b"),

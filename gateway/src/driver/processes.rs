@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 use serde::{Deserialize, Serialize};
 
@@ -21,17 +21,21 @@ const GONE_POLL: Duration = Duration::from_millis(5);
 /// Passes in which a process that keeps forking is stopped before everything is killed.
 const FREEZE_PASSES_MAX: usize = 32;
 
-/// A process, and the boot that it lived in: its number alone may be given away again.
+/// A process, and when it began: its number alone may be given away again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Birth {
     pub pid: i32,
     pub boot: String,
+    /// In the kernel's ticks since that boot. 0: not known.
+    #[serde(default)]
+    pub start: u64,
 }
 
 impl Birth {
     /// This process.
     pub fn own() -> Birth {
-        Birth { pid: getpid().as_raw(), boot: boot() }
+        let pid = getpid().as_raw();
+        Birth { pid, boot: boot(), start: process(pid).ok().flatten().map_or(0, |it| it.start) }
     }
 }
 
@@ -41,6 +45,8 @@ struct Process {
     parent: i32,
     session: i32,
     zombie: bool,
+    /// In ticks since the boot.
+    start: u64,
 }
 
 type Table = BTreeMap<i32, Process>;
@@ -76,6 +82,12 @@ pub(super) async fn kill_descendants() {
 
 /// Collects dead processes that were handed to this one, except the child that somebody waits for.
 pub(super) fn reap_orphans(awaited: Option<i32>) {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    // One look costs nothing; all processes of the machine are listed only when there is somebody to collect.
+    match waitid(Id::All, look) {
+        Ok(WaitStatus::StillAlive) | Err(_) => return,
+        Ok(_) => {}
+    }
     let own = getpid().as_raw();
     for (pid, process) in table() {
         if process.parent == own && process.zombie && Some(pid) != awaited {
@@ -92,23 +104,21 @@ pub(super) fn kill_leftovers(key: Key, folder: &Path, supervisor: &Birth) -> boo
     if supervisor.boot != boot() {
         return true;
     }
-    let doomed = freeze(|| leftovers(key, folder, supervisor.pid));
+    let doomed = freeze(|| leftovers(key, folder, supervisor));
     for pid in &doomed {
         signal(*pid, Signal::SIGKILL);
     }
     doomed.is_empty()
 }
 
-fn leftovers((job, attempt): Key, folder: &Path, supervisor: i32) -> BTreeSet<i32> {
+fn leftovers((job, attempt): Key, folder: &Path, supervisor: &Birth) -> BTreeSet<i32> {
     let table = table();
     let marks = [format!("ENTENTE_JOB={job}").into_bytes(), format!("ENTENTE_ATTEMPT={attempt}").into_bytes()];
-    // If somebody leads the session, the number is another's by now.
-    let session = (!table.contains_key(&supervisor)).then_some(supervisor);
     let ours = |pid: i32, process: &Process| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let marked = marks.iter().all(|mark| environment.split(|byte| *byte == 0).any(|it| it == mark));
         let inside = fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|it| it.starts_with(folder));
-        marked || inside || Some(process.session) == session
+        marked || inside || is_in_session(&table, supervisor, process)
     };
     let found: BTreeSet<i32> =
         table.iter().filter(|(pid, process)| !process.zombie && ours(**pid, process)).map(|(pid, _)| *pid).collect();
@@ -117,6 +127,16 @@ fn leftovers((job, attempt): Key, folder: &Path, supervisor: i32) -> BTreeSet<i3
     all.retain(|pid| table.get(pid).is_some_and(|it| !it.zombie));
     all.remove(&getpid().as_raw());
     all
+}
+
+/// Whether a process belongs to the session that a supervisor led.
+///
+/// A number is not given away as long as a session has it. So if a process that began at another time has the
+/// supervisor's number, the session is that process's; and what began before the supervisor is nobody's of it.
+fn is_in_session(table: &Table, supervisor: &Birth, process: &Process) -> bool {
+    // A supervisor that nobody has collected yet still has its number.
+    let led_by_another = table.get(&supervisor.pid).is_some_and(|it| it.start != supervisor.start);
+    process.session == supervisor.pid && process.start >= supervisor.start && !led_by_another
 }
 
 /// Stops processes until no new ones appear, so that none can fork away from the kill that follows.
@@ -170,7 +190,9 @@ fn process(pid: i32) -> io::Result<Option<Process>> {
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
-        Some(Process { parent, session, zombie: matches!(state, "Z" | "X") })
+        // The session is field 6 of the manual's list, the start field 22.
+        let start = fields.nth(15)?.parse().ok()?;
+        Some(Process { parent, session, zombie: matches!(state, "Z" | "X"), start })
     });
     Ok(parsed)
 }
@@ -206,6 +228,35 @@ mod tests {
         for pid in found {
             signal(pid, Signal::SIGKILL);
         }
+        child.wait().expect("an end");
+    }
+
+    #[test]
+    fn a_session_is_known_by_when_its_leader_began() {
+        let supervisor = Birth { pid: 10, boot: boot(), start: 500 };
+        let process = |session, start| Process { parent: 1, session, zombie: false, start };
+        let check = |leader: Option<Process>, member: Process| {
+            let mut table = Table::from([(11, member)]);
+            table.extend(leader.map(|it| (10, it)));
+            is_in_session(&table, &supervisor, &member)
+        };
+        let dead = Process { zombie: true, ..process(10, 500) };
+        assert!(check(None, process(10, 600)), "its leader is gone");
+        assert!(check(Some(dead), process(10, 600)), "its leader is dead and not collected");
+        assert!(!check(Some(process(10, 900)), process(10, 950)), "another has the number by now");
+        assert!(!check(None, process(10, 400)), "older than the supervisor");
+        assert!(!check(None, process(9, 600)), "another session");
+    }
+
+    #[test]
+    fn this_process_began_before_its_children() {
+        let own = Birth::own();
+        assert!(own.start > 0);
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("a child");
+        let seen = process(child.id() as i32).expect("a line").expect("a process");
+        assert!(seen.start >= own.start);
+        assert_eq!(seen.parent, own.pid);
+        child.kill().expect("a kill");
         child.wait().expect("an end");
     }
 }

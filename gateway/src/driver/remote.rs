@@ -1,10 +1,11 @@
-//! Transfers over HTTP and HTTPS: one request each, to a host that the factory allows.
+//! Transfers over HTTP and HTTPS: to a host that the factory allows, one request each, or a few if the server is unwell.
 //!
 //! Redirects are not followed: where a server sends us is not where the operator allowed us to go.
 //! Every wait has an end, and a body larger than the attempt's disk is refused while it arrives.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 /// Name, connection and handshake.
@@ -28,6 +29,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// An upload slower than this is given up: 64 KiB/s.
 const UPLOAD_BYTES_PER_S_MIN: u64 = 64 * 1024;
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Between the tries of one transfer: a server that restarts is back after these.
+const RETRY_PAUSES: [Duration; 4] =
+    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(20)];
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +72,31 @@ impl Remote {
         Ok(Remote { tls: Some(Arc::new(config)) })
     }
 
-    /// Writes the body of a GET into a file; at most `limit` bytes. Returns how many.
+    /// Writes the body of a GET into a file, in place of what is in it; at most `limit` bytes. Returns how many.
     pub async fn fetch(&self, url: &str, into: &mut File, limit: u64) -> Result<u64, BadTransfer> {
+        let mut pauses = RETRY_PAUSES.into_iter();
+        loop {
+            into.set_len(0)?;
+            into.rewind()?;
+            let done = self.fetch_once(url, into, limit).await;
+            if !pause_before_retry(&done, &mut pauses).await {
+                return done;
+            }
+        }
+    }
+
+    /// Sends a file's first `size` bytes as the body of a PUT.
+    pub async fn put(&self, url: &str, from: &File, size: u64) -> Result<(), BadTransfer> {
+        let mut pauses = RETRY_PAUSES.into_iter();
+        loop {
+            let done = self.put_once(url, from.try_clone()?, size).await;
+            if !pause_before_retry(&done, &mut pauses).await {
+                return done;
+            }
+        }
+    }
+
+    async fn fetch_once(&self, url: &str, into: &mut File, limit: u64) -> Result<u64, BadTransfer> {
         let request = request(Method::GET, url)?.body(empty())?;
         let answer = self.send(url, request, IDLE_TIMEOUT).await?;
         accept(answer.status(), &[StatusCode::OK])?;
@@ -91,8 +118,7 @@ impl Remote {
         Ok(written)
     }
 
-    /// Sends a file's first `size` bytes as the body of a PUT.
-    pub async fn put(&self, url: &str, from: File, size: u64) -> Result<(), BadTransfer> {
+    async fn put_once(&self, url: &str, from: File, size: u64) -> Result<(), BadTransfer> {
         let request = request(Method::PUT, url)?
             .header(header::CONTENT_LENGTH, size)
             .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -164,17 +190,50 @@ fn empty() -> BoxBody<Bytes, io::Error> {
 }
 
 /// The file in pieces. One that has shrunk meanwhile is an error, not a short body.
+///
+/// Read by position: a request that was given up may still be reading the same file.
 fn file_body(file: File, size: u64) -> BoxBody<Bytes, io::Error> {
-    let pieces = futures_util::stream::try_unfold((file, size), |(mut file, left)| async move {
-        if left == 0 {
+    let pieces = futures_util::stream::try_unfold((file, 0), move |(file, at)| async move {
+        if at == size {
             return Ok(None);
         }
-        let mut piece = vec![0; CHUNK_BYTES.min(left.try_into().unwrap_or(usize::MAX))];
-        file.read_exact(&mut piece)?;
-        let left = left - piece.len() as u64;
-        Ok(Some((Frame::data(Bytes::from(piece)), (file, left))))
+        let mut piece = vec![0; CHUNK_BYTES.min((size - at).try_into().unwrap_or(usize::MAX))];
+        file.read_exact_at(&mut piece, at)?;
+        let next = at + piece.len() as u64;
+        Ok(Some((Frame::data(Bytes::from(piece)), (file, next))))
     });
     BodyExt::boxed(StreamBody::new(Box::pin(pieces)))
+}
+
+impl BadTransfer {
+    /// Whether it may go well if it is tried again: the server or the way to it was unwell, not the request.
+    fn may_pass(&self) -> bool {
+        match self {
+            BadTransfer::Connect(cause) => cause.kind() != io::ErrorKind::InvalidData,
+            BadTransfer::Late(_) => true,
+            // The file itself could not be read.
+            BadTransfer::Connection(cause) => !cause.is_user(),
+            BadTransfer::Status(status) => {
+                let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+                status.is_server_error() || passing.contains(status)
+            }
+            BadTransfer::Address | BadTransfer::Redirect(_) | BadTransfer::TooLarge { .. } | BadTransfer::File(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// Waits if there is reason to try again.
+async fn pause_before_retry<T>(done: &Result<T, BadTransfer>, pauses: &mut impl Iterator<Item = Duration>) -> bool {
+    let passing = done.as_ref().is_err_and(BadTransfer::may_pass);
+    match pauses.next().filter(|_| passing) {
+        Some(pause) => {
+            sleep(pause).await;
+            true
+        }
+        None => false,
+    }
 }
 
 impl From<http::Error> for BadTransfer {

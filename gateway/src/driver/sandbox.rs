@@ -15,6 +15,7 @@ use tokio::process::Command;
 
 use super::bubblewrap;
 use super::folder::Folder;
+use super::gpus;
 use super::order::{Order, OrderStep};
 
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -23,9 +24,9 @@ pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
     /// Bubblewrap if it works here, else plain processes; every record says which.
-    #[default]
     Auto,
     /// Bubblewrap, or the gateway does not start.
+    #[default]
     Bubblewrap,
     /// Plain processes.
     Process,
@@ -33,6 +34,7 @@ pub enum Isolation {
 
 /// An account to run steps as, for a gateway that runs as root. It must be able to enter the attempts' folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunAs {
     pub uid: u32,
     pub gid: u32,
@@ -55,10 +57,14 @@ pub(super) struct Wrapped {
 impl Isolation {
     /// Tries bubblewrap once. `Err` says why it does not work although it was asked for.
     pub(super) fn choose(self, run_as: Option<RunAs>) -> Result<Sandbox, String> {
-        if self == Isolation::Process {
-            return Ok(Sandbox::Process);
+        match self {
+            Isolation::Process => Ok(Sandbox::Process),
+            Isolation::Auto | Isolation::Bubblewrap => self.accept(bubblewrap::try_out(run_as)),
         }
-        match (bubblewrap::try_out(run_as), self) {
+    }
+
+    fn accept(self, tried: Result<(), String>) -> Result<Sandbox, String> {
+        match (tried, self) {
             (Ok(()), _) => Ok(Sandbox::Bubblewrap),
             (Err(reason), Isolation::Bubblewrap) => Err(reason),
             (Err(reason), _) => {
@@ -109,12 +115,11 @@ impl Sandbox {
 
 /// Exactly these variables: ours to start with, then the task's, then those that a task cannot change.
 pub(super) fn environment(order: &Order, step: &OrderStep, root: &OsStr) -> Vec<(OsString, OsString)> {
-    let devices: Vec<String> = order.devices.iter().map(u32::to_string).collect();
     let mut temporary = root.to_owned();
     temporary.push("/tmp");
     let first = [("PATH", PATH.into()), ("HOME", temporary.clone()), ("TMPDIR", temporary)];
     let last = [
-        ("CUDA_VISIBLE_DEVICES", devices.join(",").into()),
+        ("CUDA_VISIBLE_DEVICES", gpus::visible(&order.devices).into()),
         ("ENTENTE_GPUS", order.devices.len().to_string().into()),
         ("ENTENTE_JOB", order.job.to_string().into()),
         ("ENTENTE_ATTEMPT", order.attempt.to_string().into()),
@@ -124,4 +129,18 @@ pub(super) fn environment(order: &Order, step: &OrderStep, root: &OsStr) -> Vec<
     let tasks = step.env.iter().map(|(name, value)| (name.into(), value.into()));
     let first = first.into_iter().map(named);
     first.chain(tasks).chain(last.into_iter().map(named)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_than_bubblewrap_is_only_what_was_asked_for() {
+        let missing = || Err("bwrap does not start".to_owned());
+        assert_eq!(Isolation::default().accept(missing()), Err("bwrap does not start".to_owned()));
+        assert_eq!(Isolation::default().accept(Ok(())), Ok(Sandbox::Bubblewrap));
+        assert_eq!(Isolation::Auto.accept(missing()), Ok(Sandbox::Process));
+        assert_eq!(Isolation::Auto.accept(Ok(())), Ok(Sandbox::Bubblewrap));
+    }
 }

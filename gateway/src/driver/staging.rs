@@ -10,25 +10,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::glob::{fits, has_wildcard};
+use super::fault::{Broken, Fault};
+use super::limits::disk_bytes;
 use super::order::{Input, Order, Origin, Output, TaskPath};
 use super::place::{Place, redacted};
+use super::record::{Notes, OUTPUT_BYTES_MAX};
 use super::remote::{BadTransfer, Remote};
+use super::search::{Budget, NoSearch, Search, joined, there};
 use super::tree::{Links, Tree};
 use super::{OutputRecord, StageKind};
 
-/// Files of one attempt, in or out. A task with more packs them.
-const FILES_MAX: usize = 50_000;
-const DEPTH_MAX: usize = 64;
-/// Outputs that a record names: 1,000 x 8 KiB of path and URL at worst = 8 MiB, half of a peer message.
-const RECORDED_MAX: usize = 1_000;
-/// Disk of an attempt that does not state it, in GiB.
-pub(super) const DISK_DEFAULT_GIB: u32 = 64;
+/// Bringing all inputs, or delivering all outputs: 64 GiB at 3 MiB/s. GPUs are held meanwhile.
+pub(super) const STAGING_TIMEOUT_S: u64 = 6 * 3_600;
 const CHUNK_BYTES: usize = 1024 * 1024;
 
-/// Why an input did not come or an output was not delivered.
+/// Why an input did not come or an output was not delivered, for the task's researcher.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotStaged {
+enum NotStaged {
     #[error("{what}: {cause}")]
     File { what: String, cause: io::Error },
     #[error("{url}: {cause}")]
@@ -39,10 +37,8 @@ pub(super) enum NotStaged {
     NotAFile { path: String },
     #[error("{path} is not below the path_prefix")]
     Prefix { path: String },
-    #[error("more than {FILES_MAX} files or {DEPTH_MAX} levels of folders")]
-    TooMany,
-    #[error("https is not set up: {0}")]
-    Tls(String),
+    #[error(transparent)]
+    NoSearch(#[from] NoSearch),
 }
 
 /// One attempt's transfers.
@@ -53,34 +49,32 @@ pub(super) struct Staging<'a> {
     /// Set when the attempt is stopped: copies end at their next piece.
     halt: Arc<AtomicBool>,
     bytes_left: u64,
-    files_left: usize,
+    budget: Budget,
 }
 
 /// What was delivered, and what people should know about it.
 #[derive(Default)]
 pub(super) struct Delivered {
     pub records: Vec<OutputRecord>,
-    pub notes: Vec<String>,
+    pub notes: Notes,
+    record_bytes: usize,
+    unrecorded: usize,
 }
 
 impl<'a> Staging<'a> {
-    pub fn new(order: &'a Order, root: &Path, halt: Arc<AtomicBool>) -> Result<Self, NotStaged> {
-        let tree = Tree::open(root, Links::InRoot).map_err(|cause| file("work", cause))?;
-        let gib = if order.disk_gib == 0 { DISK_DEFAULT_GIB } else { order.disk_gib };
+    pub fn new(order: &'a Order, root: &Path, halt: Arc<AtomicBool>) -> Result<Self, Broken> {
+        let tree = Tree::open(root, Links::InRoot).map_err(|cause| Fault::Folders.because(cause))?;
         let ca_pem = match &order.rules.https_ca_file {
-            Some(path) => {
-                let read = std::fs::read_to_string(path);
-                Some(read.map_err(|cause| file(path.display(), cause))?)
-            }
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|cause| Fault::Transfers.because(cause))?),
             None => None,
         };
         Ok(Staging {
             order,
             root: Arc::new(tree),
-            remote: Remote::new(ca_pem.as_deref()).map_err(NotStaged::Tls)?,
+            remote: Remote::new(ca_pem.as_deref()).map_err(|bad| Fault::Transfers.because(bad))?,
             halt,
-            bytes_left: u64::from(gib) << 30,
-            files_left: FILES_MAX,
+            bytes_left: disk_bytes(order),
+            budget: Budget::default(),
         })
     }
 
@@ -89,17 +83,14 @@ impl<'a> Staging<'a> {
     }
 
     /// Makes the task's folders and brings its inputs.
-    pub async fn bring(&mut self) -> Result<(), NotStaged> {
-        for top in self.order.tops() {
-            let made = self.root.make_folder(Path::new(&top));
-            made.map_err(|cause| file(format!("/{top}"), cause))?;
+    pub async fn bring(&mut self) -> Result<(), Broken> {
+        let tops = self.order.tops().into_iter().map(PathBuf::from);
+        for folder in tops.chain(self.order.folders()) {
+            let wrong = |cause| Fault::Folders.because(file(folder.display(), cause));
+            self.root.make_folder(&folder).map_err(wrong)?;
         }
-        for folder in self.order.folders() {
-            let made = self.root.make_folder(&folder);
-            made.map_err(|cause| file(folder.display(), cause))?;
-        }
-        for input in &self.order.inputs {
-            self.bring_one(input).await?;
+        for (index, input) in self.order.inputs.iter().enumerate() {
+            self.bring_one(input).await.map_err(|cause| Fault::Input(index).because(cause))?;
         }
         Ok(())
     }
@@ -114,8 +105,7 @@ impl<'a> Staging<'a> {
             Origin::Place(Place::Http { url }) => {
                 let mut into = self.root.create(input.path.below()).map_err(wrong)?;
                 let fetched = self.remote.fetch(url, &mut into, self.bytes_left).await;
-                let transfer = |cause| transfer(url, cause);
-                self.bytes_left -= fetched.map_err(transfer)?;
+                self.bytes_left -= fetched.map_err(|cause| transfer(url, cause))?;
                 Ok(())
             }
             Origin::Place(Place::File { root, below }) => {
@@ -123,7 +113,10 @@ impl<'a> Staging<'a> {
                 let shared = Arc::new(Tree::open(root, Links::Beneath).map_err(shown)?);
                 let files = match input.kind {
                     StageKind::File => vec![PathBuf::new()],
-                    StageKind::Directory => self.walk(&shared, below, &mut Vec::new())?,
+                    StageKind::Directory => {
+                        let top = below.clone();
+                        self.search(&shared, move |search| search.walk(&top, &mut Notes::default())).await?
+                    }
                 };
                 for path in files {
                     let (from, to) = (joined(below, &path), joined(input.path.below(), &path));
@@ -137,30 +130,32 @@ impl<'a> Staging<'a> {
     }
 
     /// Delivers every output. What was delivered before a fault stays, and is recorded.
-    pub async fn deliver(&mut self, delivered: &mut Delivered) -> Result<(), NotStaged> {
-        for output in &self.order.outputs {
-            match &output.prefix {
-                None => self.deliver_plain(output, delivered).await?,
-                Some(prefix) => self.deliver_matches(output, prefix, delivered).await?,
-            }
-        }
-        if delivered.records.len() > RECORDED_MAX {
-            let note = format!("{} files were delivered; the first {RECORDED_MAX} are listed", delivered.records.len());
-            delivered.notes.push(note);
-            delivered.records.truncate(RECORDED_MAX);
+    pub async fn deliver(&mut self, delivered: &mut Delivered) -> Result<(), Broken> {
+        // What the inputs have used is not the outputs' loss.
+        self.bytes_left = disk_bytes(self.order);
+        self.budget = Budget::default();
+        for (index, output) in self.order.outputs.iter().enumerate() {
+            let done = match &output.prefix {
+                None => self.deliver_plain(output, delivered).await,
+                Some(prefix) => self.deliver_matches(output, prefix, delivered).await,
+            };
+            done.map_err(|cause| match cause {
+                NotStaged::NoOutput { .. } => Fault::NoOutput(index).because(cause),
+                cause => Fault::Output(index).because(cause),
+            })?;
         }
         Ok(())
     }
 
     async fn deliver_plain(&mut self, output: &Output, delivered: &mut Delivered) -> Result<(), NotStaged> {
-        let path = output.path.below();
-        let found = self.root.look(path).map_err(|_| NotStaged::NoOutput { path: output.path.as_str().to_owned() })?;
-        if !found.0.is_dir() {
+        let (path, shown) = (output.path.below(), output.path.as_str());
+        let found = there(self.root.look(path)).map_err(|cause| file(shown, cause))?;
+        let (kind, _) = found.ok_or_else(|| NotStaged::NoOutput { path: shown.to_owned() })?;
+        if !kind.is_dir() {
             return self.deliver_file(path, &output.to, &output.url, delivered).await;
         }
         if output.kind == StageKind::File {
-            let path = output.path.as_str().to_owned();
-            return Err(NotStaged::NotAFile { path });
+            return Err(NotStaged::NotAFile { path: shown.to_owned() });
         }
         self.deliver_below(path, Path::new(""), output, delivered).await
     }
@@ -173,8 +168,14 @@ impl<'a> Staging<'a> {
         output: &Output,
         delivered: &mut Delivered,
     ) -> Result<(), NotStaged> {
-        let root = Arc::clone(&self.root);
-        for path in self.walk(&root, &joined(top, below), &mut delivered.notes)? {
+        let (root, folder) = (Arc::clone(&self.root), joined(top, below));
+        let walk = move |search: &mut Search| {
+            let mut notes = Notes::default();
+            search.walk(&folder, &mut notes).map(|files| (files, notes))
+        };
+        let (files, notes) = self.search(&root, walk).await?;
+        delivered.notes.append(notes);
+        for path in files {
             let path = joined(below, &path);
             let (to, url) = (output.to.join(&path), appended(&output.url, &path));
             self.deliver_file(&joined(top, &path), &to, &url, delivered).await?;
@@ -188,10 +189,10 @@ impl<'a> Staging<'a> {
         prefix: &TaskPath,
         delivered: &mut Delivered,
     ) -> Result<(), NotStaged> {
-        let matches = self.matches(&output.path)?;
+        let (root, pattern) = (Arc::clone(&self.root), output.path.clone());
+        let matches = self.search(&root, move |search| search.matches(&pattern)).await?;
         if matches.is_empty() {
-            let note = format!("nothing fits the output {}", output.path.as_str());
-            delivered.notes.push(note);
+            delivered.notes.add(&format!("nothing fits the output {}", output.path.as_str()));
         }
         for path in matches {
             let shown = || format!("/{}", path.display());
@@ -217,9 +218,11 @@ impl<'a> Staging<'a> {
         let shown = format!("/{}", path.display());
         let size_bytes = match to {
             Place::Http { url } => {
-                let from = self.root.read(path).map_err(|cause| file(&shown, cause))?;
-                let size = from.metadata().map_err(|cause| file(&shown, cause))?.len();
-                let sent = self.remote.put(url, from, size).await;
+                let wrong = |cause| file(&shown, cause);
+                let from = self.root.read(path).map_err(wrong)?;
+                let size = from.metadata().map_err(wrong)?.len();
+                self.bytes_left = self.bytes_left.checked_sub(size).ok_or_else(no_disk).map_err(wrong)?;
+                let sent = self.remote.put(url, &from, size).await;
                 sent.map_err(|cause| transfer(url, cause))?;
                 size
             }
@@ -236,8 +239,26 @@ impl<'a> Staging<'a> {
                 size
             }
         };
-        delivered.records.push(OutputRecord { url: redacted(url), path: shown, size_bytes });
+        delivered.add(OutputRecord { url: redacted(url), path: shown, size_bytes });
         Ok(())
+    }
+
+    /// Searches on a thread that may block.
+    async fn search<T: Send + 'static>(
+        &mut self,
+        tree: &Arc<Tree>,
+        work: impl FnOnce(&mut Search) -> Result<T, NoSearch> + Send + 'static,
+    ) -> Result<T, NotStaged> {
+        let (tree, halt) = (Arc::clone(tree), Arc::clone(&self.halt));
+        let mut search = Search { tree, budget: self.budget, halt };
+        let searching = move || {
+            let found = work(&mut search);
+            (found, search.budget)
+        };
+        let done = tokio::task::spawn_blocking(searching).await;
+        let (found, budget) = done.map_err(|cause| file("the search", io::Error::other(cause)))?;
+        self.budget = budget;
+        Ok(found?)
     }
 
     /// Copies one file, on a thread that may block.
@@ -261,53 +282,26 @@ impl<'a> Staging<'a> {
         self.bytes_left -= copied;
         Ok(copied)
     }
+}
 
-    /// Every file below a folder, relative to it. Links to folders, and links that lead nowhere, are noted and left out.
-    fn walk(&mut self, tree: &Tree, top: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>, NotStaged> {
-        let mut files = Vec::new();
-        let mut waiting = vec![(PathBuf::new(), 0)];
-        while let Some((folder, depth)) = waiting.pop() {
-            let path = joined(top, &folder);
-            let names = tree.names(&path, FILES_MAX);
-            for name in names.map_err(|cause| file(path.display(), cause))? {
-                if self.files_left == 0 || depth == DEPTH_MAX {
-                    return Err(NotStaged::TooMany);
-                }
-                self.files_left -= 1;
-                let below = folder.join(&name);
-                match tree.kind(&joined(top, &below)) {
-                    Ok(kind) if kind.is_dir() => waiting.push((below, depth + 1)),
-                    Ok(kind) if kind.is_file() => files.push(below),
-                    _ => notes.push(format!("{} is not a file and was left out", joined(top, &below).display())),
-                }
-            }
+impl Delivered {
+    fn add(&mut self, record: OutputRecord) {
+        let bytes = record.url.len() + record.path.len();
+        if self.unrecorded > 0 || self.record_bytes + bytes > OUTPUT_BYTES_MAX {
+            self.unrecorded += 1;
+        } else {
+            self.record_bytes += bytes;
+            self.records.push(record);
         }
-        files.sort();
-        Ok(files)
     }
 
-    /// What a pattern fits, in order, component by component.
-    fn matches(&self, pattern: &TaskPath) -> Result<Vec<PathBuf>, NotStaged> {
-        let mut found = vec![PathBuf::new()];
-        for component in pattern.as_str().split('/').skip(1) {
-            let mut next = Vec::new();
-            for folder in found {
-                if !has_wildcard(component) {
-                    next.push(folder.join(component));
-                    continue;
-                }
-                // Not a folder, or not there: nothing fits.
-                let names = self.root.names(&folder, FILES_MAX).unwrap_or_default();
-                let fitting = names.iter().filter(|name| fits(component, &name.to_string_lossy()));
-                next.extend(fitting.map(|name| folder.join(name)));
-                if next.len() > FILES_MAX {
-                    return Err(NotStaged::TooMany);
-                }
-            }
-            found = next;
+    /// What is listed, and what is to be noted.
+    pub fn into_parts(mut self) -> (Vec<OutputRecord>, Notes) {
+        if self.unrecorded > 0 {
+            let (listed, all) = (self.records.len(), self.records.len() + self.unrecorded);
+            self.notes.add(&format!("{all} files were delivered; the first {listed} are listed"));
         }
-        found.retain(|path| self.root.look(path).is_ok());
-        Ok(found)
+        (self.records, self.notes)
     }
 }
 
@@ -325,15 +319,14 @@ fn copy_pieces(from: &mut File, into: &mut File, limit: u64, halt: &AtomicBool) 
         };
         copied += length as u64;
         if copied > limit {
-            return Err(io::Error::other("the attempt's disk_gib is used up"));
+            return Err(no_disk());
         }
         into.write_all(&piece[..length])?;
     }
 }
 
-/// `Path::join` adds a slash for an empty second part.
-fn joined(above: &Path, below: &Path) -> PathBuf {
-    if below.as_os_str().is_empty() { above.to_owned() } else { above.join(below) }
+fn no_disk() -> io::Error {
+    io::Error::other("the attempt's disk_gib is used up")
 }
 
 fn appended(url: &str, below: &Path) -> String {
@@ -346,4 +339,67 @@ fn file(what: impl ToString, cause: io::Error) -> NotStaged {
 
 fn transfer(url: &str, cause: BadTransfer) -> NotStaged {
     NotStaged::Transfer { url: redacted(url), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use federation::{JobId, PoolId};
+
+    use super::super::order::Rules;
+    use super::super::sandbox::Sandbox;
+    use super::*;
+
+    /// An order that delivers `/work/<name>` to `<shared>/<name>`.
+    fn delivering(name: &str, shared: &Path) -> Order {
+        let path = TaskPath::parse(&format!("/work/{name}")).expect("a path");
+        let to = Place::File { root: shared.to_owned(), below: name.into() };
+        let output = Output { url: format!("file:///{name}"), to, path, prefix: None, kind: StageKind::File };
+        let rules = Rules {
+            sandbox: Sandbox::Process,
+            network: false,
+            run_as: None,
+            file_roots: vec![],
+            http_hosts: vec![],
+            https_ca_file: None,
+            disk_reserve: 0,
+        };
+        Order {
+            job: JobId::new(0, [0; 10]),
+            attempt: 1,
+            pool: PoolId::parse("FR/jean-zay/h100-80").expect("a pool"),
+            devices: vec![],
+            ram_gib: 0,
+            disk_gib: 1,
+            walltime_s: 1,
+            steps: vec![],
+            inputs: vec![],
+            outputs: vec![output],
+            volumes: vec![],
+            rules,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_inputs_used_is_not_the_outputs_loss() {
+        let (root, shared) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        std::fs::create_dir(root.path().join("work")).expect("a folder");
+        std::fs::write(root.path().join("work/a"), "result").expect("a file");
+        let order = delivering("a", shared.path());
+        let mut staging = Staging::new(&order, root.path(), Arc::default()).expect("a staging");
+        staging.bytes_left = 0;
+        let mut delivered = Delivered::default();
+        staging.deliver(&mut delivered).await.expect("delivered");
+        assert_eq!(std::fs::read_to_string(shared.path().join("a")).expect("a file"), "result");
+        assert_eq!(staging.bytes_left, (1 << 30) - 6);
+    }
+
+    #[test]
+    fn a_record_lists_the_outputs_that_it_has_room_for() {
+        let mut delivered = Delivered::default();
+        let output = OutputRecord { url: "u".repeat(512), path: "p".repeat(512), size_bytes: 1 };
+        (0..3_000).for_each(|_| delivered.add(output.clone()));
+        let (listed, notes) = delivered.into_parts();
+        assert_eq!(listed.len(), OUTPUT_BYTES_MAX / 1_024);
+        assert_eq!(notes.lines(None), ["3000 files were delivered; the first 2048 are listed"]);
+    }
 }

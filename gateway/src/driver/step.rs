@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use tokio::process::Child;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::capture::{Capture, Captured};
+use super::limits::Expendable;
 use super::processes::{descendants, kill_descendants, reap_orphans, terminate_descendants};
 use super::sandbox::{Sandbox, Wrapped};
-use super::supervisor::{Stop, Stopped};
+use super::stop::{Stop, Stopped};
 
 /// Between SIGTERM and SIGKILL: time to write a checkpoint's last page, not to go on.
 const GRACE: Duration = Duration::from_secs(5);
@@ -81,6 +83,7 @@ fn is_the_tasks(cause: &io::Error) -> bool {
 }
 
 fn start(mut wrapped: Wrapped, stdin: Option<File>) -> io::Result<Child> {
+    let _while_it_starts = Expendable::begin();
     wrapped
         .command
         .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
@@ -93,10 +96,11 @@ fn start(mut wrapped: Wrapped, stdin: Option<File>) -> io::Result<Child> {
 async fn wait(child: &mut Child, sandbox: Sandbox, stop: &mut Stop) -> io::Result<(ExitStatus, Option<Stopped>)> {
     let pid = child.id().map(|pid| pid as i32);
     let mut reaping = interval(REAP_EVERY);
+    let mut wanted = pin!(stop.wanted());
     let stopped = loop {
         tokio::select! {
             status = child.wait() => return Ok((status?, None)),
-            stopped = stop.wanted() => break stopped,
+            stopped = &mut wanted => break stopped,
             _ = reaping.tick() => reap_orphans(pid),
         }
     };

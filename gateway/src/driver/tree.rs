@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -23,6 +24,15 @@ pub(super) enum Links {
     InRoot,
     /// A link that leaves the folder, by `..` or by an absolute path, is an error. For folders that we share.
     Beneath,
+}
+
+/// What a name in a folder stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    File,
+    Folder,
+    /// A pipe, a device, or a link that does not lead to a file in the tree.
+    Other,
 }
 
 /// An opened folder.
@@ -91,29 +101,33 @@ impl Tree {
         Ok((found.file_type(), found.size()))
     }
 
-    /// What a name stands for: a link to a regular file counts as that file, any other link is an error.
-    pub fn kind(&self, path: &Path) -> io::Result<FileType> {
+    /// What a name stands for: a link to a regular file counts as that file, any other link as something else.
+    pub fn kind(&self, path: &Path) -> io::Result<Entry> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         let kind = self.resolve(path, flags, Mode::empty())?.metadata()?.file_type();
         if !kind.is_symlink() {
-            return Ok(kind);
+            return Ok(if kind.is_dir() {
+                Entry::Folder
+            } else if kind.is_file() {
+                Entry::File
+            } else {
+                Entry::Other
+            });
         }
-        let (target, _) = self.look(path)?;
-        if target.is_file() { Ok(target) } else { Err(io::Error::other("a link, but not to a file")) }
+        match self.look(path) {
+            Ok((target, _)) if target.is_file() => Ok(Entry::File),
+            Ok(_) => Ok(Entry::Other),
+            Err(cause) if leads_nowhere(&cause) => Ok(Entry::Other),
+            Err(cause) => Err(cause),
+        }
     }
 
-    /// Names in a folder, sorted, at most `max`.
+    /// Names in a folder, sorted; of a larger folder any `max` of them.
     pub fn names(&self, path: &Path, max: usize) -> io::Result<Vec<OsString>> {
         let folder = self.folder(path)?;
         // The descriptor's own entry in /proc names the folder that was opened, not a path to it.
         let listed = fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
-        let mut names = Vec::new();
-        for entry in listed {
-            if names.len() == max {
-                return Err(io::Error::other(format!("more than {max} entries")));
-            }
-            names.push(entry?.file_name());
-        }
+        let mut names = listed.take(max).map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
         names.sort();
         Ok(names)
     }
@@ -162,6 +176,13 @@ impl Drop for Replacement {
             let _already_gone = unlinkat(&self.folder, draft.as_os_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
+}
+
+/// Whether it was the link itself that failed: its target is not there, goes round, or is outside of the tree.
+fn leads_nowhere(cause: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    let codes = [Errno::ELOOP, Errno::EXDEV].map(|it| Some(it as i32));
+    kinds.contains(&cause.kind()) || codes.contains(&cause.raw_os_error())
 }
 
 fn regular(file: File) -> io::Result<File> {

@@ -1,12 +1,12 @@
-//! Connections of gateways, so that all of one gateway's can be closed at once.
+//! Connections of gateways, so that all of one state's can be closed at once.
 //!
-//! Invariant: a connection whose handshake began before [`Connections::close`] does not outlive it, also
+//! Invariant: a connection whose handshake began before [`Connections::close_all_of`] does not outlive it, also
 //! when it is registered only afterwards: its certificate was checked against the trust of before.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use certs::GatewayId;
+use certs::{GatewayId, MemberState};
 use tokio_util::sync::CancellationToken;
 
 /// Cheap to clone; all clones know the same connections.
@@ -18,8 +18,8 @@ struct Known {
     /// Counts connections and closings; a connection is younger than a closing of a lower number.
     clock: u64,
     open: HashMap<GatewayId, HashMap<u64, CancellationToken>>,
-    /// When each gateway was last closed. As many entries as gateways were ever evicted.
-    closed: HashMap<GatewayId, u64>,
+    /// When each state's were last closed.
+    closed: HashMap<MemberState, u64>,
 }
 
 /// The moment at which a connection began.
@@ -36,17 +36,18 @@ pub struct Registered {
 }
 
 impl Connections {
-    /// Closes every connection of a gateway, at once and without ceremony. Returns how many.
-    pub fn close(&self, peer: &GatewayId) -> usize {
+    /// Closes every connection of a state's gateways, at once and without ceremony. Returns how many.
+    pub fn close_all_of(&self, state: MemberState) -> usize {
         let mut known = self.lock();
         known.clock += 1;
         let now = known.clock;
-        known.closed.insert(peer.clone(), now);
-        let open = known.open.remove(peer).unwrap_or_default();
-        for closed in open.values() {
-            closed.cancel();
+        known.closed.insert(state, now);
+        let mut count = 0;
+        for (_, open) in known.open.extract_if(|peer, _| peer.state == state) {
+            count += open.len();
+            open.values().for_each(CancellationToken::cancel);
         }
-        open.len()
+        count
     }
 
     /// How many connections a gateway has.
@@ -61,10 +62,10 @@ impl Connections {
         Began(known.clock)
     }
 
-    /// To be called after the handshake; `None`: this gateway was closed meanwhile.
+    /// To be called after the handshake; `None`: its state's were closed meanwhile.
     pub fn register(&self, peer: GatewayId, began: Began) -> Option<Registered> {
         let mut known = self.lock();
-        if known.closed.get(&peer).is_some_and(|closed| *closed > began.0) {
+        if known.closed.get(&peer.state).is_some_and(|closed| *closed > began.0) {
             return None;
         }
         let closed = CancellationToken::new();
@@ -110,16 +111,22 @@ mod tests {
         GatewayId::parse(text).expect("an id")
     }
 
+    fn state(text: &str) -> MemberState {
+        MemberState::parse(text).expect("a state")
+    }
+
     #[test]
-    fn closing_one_gateway_closes_all_of_it_and_nothing_else() {
+    fn closing_one_state_closes_all_of_it_and_nothing_else() {
         let connections = Connections::default();
         let open = |peer: &str| {
             let began = connections.begin();
             connections.register(id(peer), began).expect("nobody is closed")
         };
         let (first, second, other) = (open("FR/fr-1"), open("FR/fr-1"), open("DE/de-1"));
-        assert_eq!(connections.close(&id("FR/fr-1")), 2);
+        let of_another_gateway = open("FR/fr-2");
+        assert_eq!(connections.close_all_of(state("FR")), 3);
         assert!(first.closed.is_cancelled() && second.closed.is_cancelled());
+        assert!(of_another_gateway.closed.is_cancelled());
         assert!(!other.closed.is_cancelled());
         drop(first);
         assert_eq!(connections.count(&id("FR/fr-1")), 0);
@@ -132,7 +139,7 @@ mod tests {
     fn a_handshake_that_began_before_the_closing_is_too_late() {
         let connections = Connections::default();
         let before = connections.begin();
-        assert_eq!(connections.close(&id("FR/fr-1")), 0);
+        assert_eq!(connections.close_all_of(state("FR")), 0);
         assert!(connections.register(id("FR/fr-1"), before).is_none());
         assert!(connections.register(id("DE/de-1"), before).is_some());
         let after = connections.begin();

@@ -1,21 +1,30 @@
 //! Limits of a face: what one client, and all of them together, may take.
 
+use std::io;
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Headers of one request.
 pub const HEADERS_MAX: usize = 64;
 /// Bytes of all headers of one request, names and values.
 pub const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// Files and sockets of a gateway: the connections of both faces are a third, and there is room to spare. Not simply
+/// all that is allowed: a program that closes every possible descriptor would close a thousand million in a container.
+const OPEN_FILES_WANTED: u64 = 65_536;
+/// No address has more of anything than one in so many.
+const ADDRESS_SHARE: usize = 4;
 
 /// What a face allows. Counts are for the whole face, times for one connection or request.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections, handshakes included. ~100 KiB each with TLS buffers: 4,096 take 0.4 GiB.
     pub connections: usize,
-    /// Connections of one address (one /64 of IPv6), so that one client cannot take them all.
+    /// Connections of one address (one /64 of IPv6), so that one client cannot take them all. Where fewer connections fit
+    /// than the face would have, it is a quarter of those at most.
     pub connections_per_address: usize,
+    /// Connections that have not finished their handshake. Who never finishes one takes no place of those who do.
+    pub handshakes: usize,
     /// Requests that are being answered, until the last byte of the answer is taken.
     pub requests: usize,
     /// Bytes of request bodies held for those requests, in all.
@@ -50,6 +59,8 @@ impl Limits {
         Limits {
             connections: 4_096,
             connections_per_address: 512,
+            // A handshake takes a round trip and 1 ms: 1,024 of them in 100 ms are more than two cores can do.
+            handshakes: 1_024,
             // Too tight a number costs more than it saves: most requests take milliseconds.
             requests: 1_024,
             // 1,024 requests x 4 MiB would be 4 GiB.
@@ -75,6 +86,7 @@ impl Limits {
             // 512 gateways, each with a few lanes; a stranger gets no further than the handshake.
             connections: 2_048,
             connections_per_address: 256,
+            handshakes: 512,
             requests: 2_048,
             // Pieces of snapshots are 16 MiB at most: 32 at a time.
             body_bytes: 512 * 1_024 * 1_024,
@@ -94,17 +106,74 @@ impl Limits {
         self
     }
 
-    /// Connections that leave room for files and the other face: at most a third of what this
-    /// process may open.
-    pub(super) fn connections_that_fit(&self) -> usize {
-        let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
-        let third = usize::try_from(open_files / 3).unwrap_or(usize::MAX);
-        self.connections.min(third.max(1))
+    /// What of this fits into what the process may open: all connections together are a third of that at most, because
+    /// there are files and the other face.
+    #[must_use]
+    pub(super) fn that_fit(mut self, open_files: u64) -> Limits {
+        let third = usize::try_from(open_files / 3).unwrap_or(usize::MAX).max(1);
+        self.connections = self.connections.min(third);
+        self.connections_per_address = self.connections_per_address.min(share(self.connections));
+        // Half of the connections are kept for those that have shown who they are.
+        self.handshakes = self.handshakes.min(self.connections.div_ceil(2));
+        self
+    }
+
+    /// Unfinished handshakes of one address.
+    pub(super) fn handshakes_per_address(&self) -> usize {
+        share(self.handshakes)
     }
 
     /// How often a connection's clocks are looked at: a quarter of the shortest of them.
     pub(super) fn look_every(&self) -> Duration {
         let shortest = self.untaken.min(self.silent).min(self.idle).min(self.grace);
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(5))
+    }
+}
+
+fn share(of: usize) -> usize {
+    of.div_ceil(ADDRESS_SHARE)
+}
+
+/// How many files and sockets this process may have open.
+pub fn open_files() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft)
+}
+
+/// Raises that as far as it is allowed and of use. A shell's 1,024 are for programs that still use `select`.
+pub fn raise_open_files() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = OPEN_FILES_WANTED.min(hard);
+    if wanted > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
+    }
+    Ok(wanted.max(soft))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_never_has_more_than_its_share() {
+        for (open_files, connections, per_address, handshakes) in [
+            (65_536, 4_096, 512, 1_024),
+            // What a shell gives by default, where nothing more is allowed.
+            (1_024, 341, 86, 171),
+            (30, 10, 3, 5),
+            (1, 1, 1, 1),
+        ] {
+            let limits = Limits::public().that_fit(open_files);
+            assert_eq!(limits.connections, connections, "{open_files}");
+            assert_eq!(limits.connections_per_address, per_address, "{open_files}");
+            assert_eq!(limits.handshakes, handshakes, "{open_files}");
+            assert!(limits.handshakes_per_address() <= limits.connections_per_address, "{open_files}");
+        }
+    }
+
+    #[test]
+    fn open_files_are_raised_as_far_as_allowed() {
+        let (before, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        assert_eq!(raise_open_files().expect("raised"), before.max(OPEN_FILES_WANTED.min(hard)));
+        assert_eq!(open_files(), before.max(OPEN_FILES_WANTED.min(hard)));
     }
 }

@@ -16,6 +16,7 @@ use hyper::client::conn::http2 as client_http2;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -23,7 +24,7 @@ use tokio_rustls::client::TlsStream as ClientStream;
 
 use super::*;
 
-mod tls;
+pub(crate) mod tls;
 
 use tls::{Ends, HOST};
 
@@ -232,6 +233,25 @@ async fn silent_clients_stop_nobody_and_are_cut() {
 }
 
 #[tokio::test]
+async fn silent_clients_give_way_to_those_who_speak() {
+    let for_ever = Duration::from_secs(3_600);
+    let limits = Limits { handshakes: 1, handshake: for_ever, ..Limits::public() };
+    let under = Under::public(limits).await;
+    let connect_from = async |host: u8| {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, host], 0).into()).expect("an address of this machine");
+        socket.connect(under.address).await.expect("a connection")
+    };
+    let mut silent = connect_from(2).await;
+    let mut another = connect_from(2).await;
+    assert_eq!(until_end(&mut another).await, "", "an address has only so many");
+    let connector = TlsConnector::from(Arc::clone(&under.client));
+    let name = ServerName::try_from(HOST).expect("a name");
+    patient(connector.connect(name, connect_from(3).await)).await.expect("a handshake");
+    assert_eq!(until_end(&mut silent).await, "", "the oldest gives way");
+}
+
+#[tokio::test]
 async fn slow_heads_and_slow_bodies_are_cut() {
     let limits = Limits { head: SHORT, body: SHORT, ..Limits::public() };
     let under = Under::public(limits).await;
@@ -377,7 +397,7 @@ async fn the_end_waits_for_requests_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_peer_is_known_by_its_certificate_and_closed_by_its_name() {
+async fn a_peer_is_known_by_its_certificate_and_closed_with_its_state() {
     let connections = Connections::default();
     let face = Face::Peer(connections.clone());
     let limits = Limits { requests: 1, ..Limits::peer() };
@@ -398,9 +418,11 @@ async fn a_peer_is_known_by_its_certificate_and_closed_by_its_name() {
     let endless = patient(endless).await;
     let shed = patient(client.send_request(get_request("/who"))).await.expect("an answer");
     assert_eq!(shed.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let relayed = patient(client.send_request(get_request("/relay/ga4gh/tes/v1/tasks"))).await.expect("an answer");
+    assert_eq!(relayed.status(), StatusCode::TOO_MANY_REQUESTS, "its researcher's client would repeat a 503");
 
-    assert_eq!(connections.close(&tls::id("DE/de-1")), 0);
-    assert_eq!(connections.close(&tls::id("FR/fr-2")), 1);
+    assert_eq!(connections.close_all_of(tls::id("DE/de-1").state), 0);
+    assert_eq!(connections.close_all_of(tls::id("FR/fr-2").state), 1);
     under.dropped().await;
     drop(endless);
     let mut again = under.http2().await;

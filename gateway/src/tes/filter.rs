@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use federation::JobId;
 
 use super::mistake::quote;
-use super::model::{State, Task};
+use super::model::State;
 use super::view::View;
 
 /// `page_size` must be less than 2,048.
@@ -108,15 +108,15 @@ impl ListQuery {
         Ok(list)
     }
 
-    /// Whether a task of this document, in this state, is asked for.
-    pub fn matches(&self, task: &Task, state: State) -> bool {
-        let name = task.name.as_deref().unwrap_or_default();
+    /// Whether a task of this name and these tags, in this state, is asked for.
+    pub fn matches(&self, name: Option<&str>, tags: &BTreeMap<String, String>, state: State) -> bool {
         let prefix = self.name_prefix.as_deref().unwrap_or_default();
         let tagged = |(key, wanted): &(String, Option<String>)| {
-            let value = task.tags.get(key);
+            let value = tags.get(key);
             value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| wanted == value))
         };
-        name.starts_with(prefix) && self.state.is_none_or(|wanted| wanted == state) && self.tags.iter().all(tagged)
+        let state = self.state.is_none_or(|wanted| wanted == state);
+        state && name.unwrap_or_default().starts_with(prefix) && self.tags.iter().all(tagged)
     }
 }
 

@@ -16,10 +16,10 @@ pub fn logs(job: &Job, record: Option<AttemptRecord>, warnings: &[String]) -> Ve
     system_logs.extend(job.attempts.iter().filter_map(declined));
     let record = record.unwrap_or_default();
     system_logs.extend(record.system_logs);
-    if let Some(End::SystemError { reason }) = &job.end
-        && !system_logs.contains(reason)
+    if let Some(End::SystemError { reason } | End::NotPermitted { reason }) = &job.end
+        && !system_logs.iter().any(|line| line == reason.as_str())
     {
-        system_logs.push(reason.clone());
+        system_logs.push(reason.to_string());
     }
     if attempt.is_none() && system_logs.is_empty() {
         return vec![];
@@ -41,6 +41,11 @@ pub fn logs(job: &Job, record: Option<AttemptRecord>, warnings: &[String]) -> Ve
         outputs: record.outputs.into_iter().map(output).collect(),
         system_logs,
     }]
+}
+
+/// The log of a task that no registry ever took.
+pub fn given_up(notes: &[String]) -> Vec<TaskLog> {
+    vec![TaskLog { system_logs: notes.to_vec(), ..TaskLog::default() }]
 }
 
 fn declined(attempt: &Attempt) -> Option<String> {

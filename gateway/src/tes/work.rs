@@ -1,19 +1,20 @@
 //! Work orders: a task in the words of a driver, for the pool that it was granted.
 
-use federation::{JobId, PoolId, Shape};
+use federation::{Job, PoolId};
 
 use super::model::{Executor, FileType, Input, Output};
 use super::task::Submission;
-use crate::driver::{Source, StageIn, StageKind, StageOut, Step, WorkOrder};
+use crate::driver::{Source, StageIn, StageKind, StageOut, Step, WorkOrder, WorkOwner};
 
 impl Submission {
     /// What the driver has to do for one attempt.
-    pub fn work_order(&self, job: JobId, attempt: u32, pool: PoolId, shape: &Shape) -> WorkOrder {
-        let task = self.task();
+    pub fn work_order(&self, job: &Job, attempt: u32, pool: PoolId) -> WorkOrder {
+        let (task, shape) = (self.task(), &job.shape);
         WorkOrder {
-            job,
+            job: job.id,
             attempt,
             pool,
+            researcher: WorkOwner { home: job.home, pseudonym: job.pseudonym, project: job.labels.project.clone() },
             gpus: shape.gpus,
             nodes: shape.nodes,
             cpu_cores: shape.cpu_cores,

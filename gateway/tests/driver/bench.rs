@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use federation::{End, JobId, PoolId};
+use certs::MemberState;
+use federation::{End, JobId, PoolId, Pseudonym};
 use gateway::driver::{
     AttemptRecord, AttemptStatus, Driver, Isolation, Local, LocalPool, LocalSettings, LogStream, Pipe, Step, WorkOrder,
+    WorkOwner,
 };
 use tempfile::TempDir;
 
@@ -56,6 +58,7 @@ impl Bench {
             file_roots: vec![files],
             http_hosts: vec![],
             https_ca_file: None,
+            disk_reserve: 0,
             supervisor: vec![env!("CARGO_BIN_EXE_entente").into(), "run-attempt".into()],
         };
         Bench { folder, settings, local: None }
@@ -113,10 +116,12 @@ impl Bench {
     /// Waits for the end of a job's first attempt.
     pub async fn done(&self, job: JobId) -> (End, AttemptRecord) {
         let status = self.reaches(job, |it| matches!(it, AttemptStatus::Done { .. }));
-        match status.await {
-            AttemptStatus::Done { end, record } => (end, record),
-            _ => unreachable!("it was waited for"),
-        }
+        let AttemptStatus::Done { end, started_ms } = status.await else {
+            unreachable!("it was waited for");
+        };
+        let record = self.record(job).await;
+        assert_eq!(record.running_ms, started_ms);
+        (end, record)
     }
 
     /// Waits for the attempt's next changes until its status is right.
@@ -136,16 +141,26 @@ impl Bench {
         waited.unwrap_or_else(|_| panic!("{:?}", self.local().poll(&job, 1)))
     }
 
+    pub async fn record(&self, job: JobId) -> AttemptRecord {
+        self.local().record(&job, 1).await.expect("a record")
+    }
+
     /// The first step's output so far.
-    pub fn stdout(&self, job: JobId) -> String {
+    pub async fn stdout(&self, job: JobId) -> String {
         let stream = LogStream { executor: 0, pipe: Pipe::Stdout };
-        let chunk = self.local().logs(&job, 1, stream, 0, 1 << 20);
+        let chunk = self.local().logs(&job, 1, stream, 0, 1 << 20).await;
         String::from_utf8(chunk.expect("a log").bytes).expect("text")
     }
 
     /// Waits until the first step has written this.
     pub async fn says(&self, job: JobId, text: &str) {
-        until(text, || self.stdout(job).contains(text)).await;
+        let waiting = async {
+            while !self.stdout(job).await.contains(text) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        waited.unwrap_or_else(|_| panic!("never said: {text}"));
     }
 }
 
@@ -170,6 +185,11 @@ pub fn steps(executors: Vec<Step>) -> WorkOrder {
         job: JobId::new(0, certs::entropy::bytes()),
         attempt: 1,
         pool: pool(),
+        researcher: WorkOwner {
+            home: MemberState::parse("FI").expect("a state"),
+            pseudonym: Pseudonym([1; 16]),
+            project: None,
+        },
         gpus: 1,
         nodes: 0,
         cpu_cores: 0,
@@ -202,6 +222,13 @@ pub fn order(command: &[&str]) -> WorkOrder {
 
 pub fn sh(script: &str) -> WorkOrder {
     order(&["sh", "-c", script])
+}
+
+/// The process of an attempt's supervisor.
+pub fn supervisor(bench: &Bench, job: JobId) -> i32 {
+    let text = std::fs::read_to_string(bench.attempt_folder(job).join("started")).expect("a start");
+    let birth: serde_json::Value = serde_json::from_str(&text).expect("a birth");
+    birth["pid"].as_i64().expect("a number") as i32
 }
 
 /// A number of seconds that nobody else sleeps, to find the sleeper by.

@@ -1,9 +1,12 @@
 //! What a task cannot take, and cannot see.
 
-use federation::End;
-use gateway::driver::{Isolation, RunAs};
+use std::process::Command;
 
-use super::bench::{Bench, isolations, order, sh, skip_without, until};
+use federation::End;
+use gateway::driver::{Driver, Isolation, Local, NoDriver, RunAs};
+use tempfile::TempDir;
+
+use super::bench::{Bench, isolations, order, pool, sh, skip_without, supervisor, until};
 
 #[tokio::test]
 async fn memory_and_files_have_limits() {
@@ -94,7 +97,97 @@ async fn a_gateway_of_root_runs_its_tasks_as_somebody_else() {
         assert_eq!(end, End::Complete, "{record:?}");
         let owner = if isolation == Isolation::Process { "4711" } else { "65534" };
         assert_eq!(record.executors[0].stdout, format!("{owner}\nclosed\n"));
+        let processes = bench.run(sh("grep processes /proc/self/limits | tr -s ' ' | cut -d ' ' -f 3,4")).await.1;
+        assert_eq!(processes.executors[0].stdout, "16384 16384\n");
     }
+}
+
+#[tokio::test]
+async fn an_account_that_cannot_run_tasks_is_found_out_at_the_start() {
+    let missing = (!nix::unistd::geteuid().is_root()).then(|| "the tests run as another account".to_owned());
+    if skip_without("root", missing) {
+        return;
+    }
+    let start = |uid, gid, mode| {
+        let mut bench = Bench::prepare(Isolation::Process);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(bench.folder.path(), mode).expect("a mode");
+        bench.settings.run_as = Some(RunAs { uid, gid });
+        Local::start(bench.settings.clone()).map(drop)
+    };
+    assert!(matches!(start(4711, 4711, 0o700), Err(NoDriver::RunAsOutside { .. })));
+    assert!(matches!(start(0, 4711, 0o711), Err(NoDriver::RunAs)));
+    assert!(matches!(start(4711, 0, 0o711), Err(NoDriver::RunAs)));
+    assert!(start(4711, 4711, 0o711).is_ok());
+}
+
+#[tokio::test]
+async fn out_of_memory_a_step_goes_before_the_gateway_and_the_supervisor() {
+    for isolation in isolations() {
+        let bench = Bench::new(isolation);
+        let job = bench.submit(sh("cat /proc/self/oom_score_adj; echo up; sleep 1000")).await;
+        bench.says(job, "up").await;
+        assert_eq!(bench.stdout(job).await, "1000\nup\n", "{isolation:?}");
+        let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a score");
+        let supervisor = supervisor(&bench, job).to_string();
+        until("the supervisor is not meant", || score(&supervisor) == score("self")).await;
+        bench.cancel(job).await;
+        bench.done(job).await;
+    }
+}
+
+#[tokio::test]
+async fn a_nearly_full_disk_ends_attempts_and_lends_nothing() {
+    for isolation in isolations() {
+        let mut bench = Bench::prepare(isolation);
+        bench.settings.disk_reserve = u64::MAX;
+        bench.restart();
+        let (end, record) = bench.run(sh("sleep 1000")).await;
+        let reason = "the machine that ran the task was nearly out of disk";
+        assert_eq!(end, End::system_error(reason), "{record:?}");
+        assert_eq!(record.system_logs, [reason]);
+        let problem = || bench.local().capacity(&pool()).expect("a report").problem;
+        until("the pool says so", || problem().is_some()).await;
+        assert_eq!(bench.local().capacity(&pool()).expect("a report").lendable, []);
+    }
+}
+
+/// A file system of 8 MiB.
+struct Small(TempDir);
+
+impl Small {
+    fn mount() -> Result<Small, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(folder.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Ok(Small(folder)),
+            other => Err(format!("no small file system: {other:?}")),
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _left_mounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_fills_the_disk_keeps_its_exit_code() {
+    let small = Small::mount();
+    if skip_without("mounts", small.as_ref().err().cloned()) {
+        return;
+    }
+    let small = small.expect("a file system");
+    let mut bench = Bench::prepare(Isolation::Process);
+    bench.settings.attempts = small.0.path().join("attempts");
+    bench.restart();
+    // Its output makes the record larger than what a file system may happen to have left.
+    let fill = "head -c 30000 /dev/zero | tr '\\0' x; while echo more; do :; done > full 2>/dev/null; exit 7";
+    let (end, record) = bench.run(sh(fill)).await;
+    assert_eq!(end, End::ExecutorError { exit_code: 7 }, "{record:?}");
+    assert_eq!(record.executors[0].stdout.len(), 30_000);
 }
 
 #[tokio::test]

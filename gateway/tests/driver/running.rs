@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use federation::End;
-use gateway::driver::{Driver, DriverError, Isolation, LogStream, Pipe, WorkOrder};
+use gateway::driver::{
+    AttemptStatus, Driver, DriverError, Isolation, LogStream, Pipe, Source, StageIn, StageKind, StageOut, WorkOrder,
+};
 
 use super::bench::{Bench, isolations, order, pool, sh, step, steps};
 
@@ -125,32 +127,70 @@ async fn the_environment_is_the_tasks_and_ours_and_nothing_else() {
     }
 }
 
-#[tokio::test]
-async fn what_cannot_run_is_refused_with_a_reason() {
+/// Refused by `check` and by `submit`, with this reason, which must not repeat what the task says.
+async fn is_refused(order: WorkOrder, reason: &str) {
     let bench = Bench::new(Isolation::Process);
-    let mut nameless = order(&["true"]);
-    nameless.executors[0].env.insert("A=B".into(), "1".into());
-    let mut outside = order(&["true"]);
-    outside.executors[0].workdir = Some("/a/../../etc".into());
-    let mut system = order(&["true"]);
-    system.volumes = vec!["/usr/share/x".into()];
-    let mut elsewhere = order(&["true"]);
-    elsewhere.pool = federation::PoolId::parse("FR/jean-zay/other").expect("a pool");
-    let zero = order(&["echo", "a\0b"]);
+    let text = bench.local().check(&order).expect_err(reason);
+    assert!(text.contains(reason), "{text}");
+    assert!(!text.contains("secret"), "{text}");
+    match bench.local().submit(order).await {
+        Err(DriverError::Refused(same)) => assert_eq!(same.as_str(), text),
+        other => panic!("{reason}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_run_is_refused_with_a_reason_that_betrays_nothing() {
+    let changed = |change: fn(&mut WorkOrder)| {
+        let mut order = order(&["true", "secret"]);
+        change(&mut order);
+        order
+    };
+    let input = |url: &str, path: &str| {
+        let mut order = order(&["true", "secret"]);
+        order.inputs = vec![StageIn { path: path.into(), source: Source::Url(url.into()), kind: StageKind::File }];
+        order
+    };
+    let output = |url: &str, path: &str| {
+        let mut order = order(&["true", "secret"]);
+        let (url, path) = (url.to_owned(), path.to_owned());
+        order.outputs = vec![StageOut { url, path, path_prefix: None, kind: StageKind::File }];
+        order
+    };
     for (order, reason) in [
         (steps(vec![]), "executors"),
-        (order(&[]), "no command"),
-        (zero, "zero byte"),
-        (nameless, "without a name"),
-        (outside, "without .."),
-        (system, "belongs to the system"),
-        (elsewhere, "not a pool"),
+        (steps(vec![step(&["true"]); 65]), "executors"),
+        (order(&[]), "executor 0 has no command"),
+        (order(&["echo", "secret\0b"]), "zero byte"),
+        (changed(|it| drop(it.executors[0].env.insert("secret=B".into(), "1".into()))), "without a name"),
+        (changed(|it| it.executors[0].workdir = Some("/secret/../../etc".into())), "without .."),
+        (changed(|it| it.volumes = vec!["/usr/share/secret".into()]), "volume 0 belongs to the system"),
+        (changed(|it| it.pool = federation::PoolId::parse("FR/secret/other").expect("a pool")), "pool"),
+        (changed(|it| it.gpus = 9), "has 8 GPUs, the task needs 9"),
+        (input("https://secret.example/a?sig=secret", "/in/a"), "URL of input 0"),
+        (input("file:///secret", "/in/a"), "not below a folder"),
+        (input("file:///secret", "/etc/secret"), "input 0"),
+        (output("ftp://secret.example", "/out/a"), "URL of output 0"),
+        (output("ftp://secret.example", "/out/secret*"), "path_prefix"),
     ] {
-        match bench.local().submit(order).await {
-            Err(DriverError::Refused(text)) => assert!(text.contains(reason), "{text}"),
-            other => panic!("{reason}: {other:?}"),
-        }
+        is_refused(order, reason).await;
     }
+}
+
+#[tokio::test]
+async fn what_can_run_is_taken() {
+    let bench = Bench::new(Isolation::Process);
+    let mut busy = sh("sleep 1000");
+    busy.gpus = 8;
+    assert_eq!(bench.local().check(&busy), Ok(()));
+    let job = bench.submit(busy).await;
+    assert_eq!(bench.local().check(&sh("true")), Ok(()), "it has no room now, but will have");
+    assert_eq!(bench.local().held(), [(job, 1)]);
+    bench.cancel(job).await;
+    bench.done(job).await;
+    assert_eq!(bench.local().held(), [(job, 1)]);
+    bench.local().forget(&job, 1).await.expect("forgotten");
+    assert_eq!(bench.local().held(), []);
 }
 
 #[tokio::test]
@@ -158,17 +198,17 @@ async fn logs_are_read_by_offset_while_the_step_runs() {
     let bench = Bench::new(Isolation::Process);
     let job = bench.submit(sh("printf abcdef; sleep 1000")).await;
     bench.says(job, "abcdef").await;
-    let read = |offset, max| {
+    let read = async |offset, max| {
         let stream = LogStream { executor: 0, pipe: Pipe::Stdout };
-        bench.local().logs(&job, 1, stream, offset, max).expect("a log")
+        bench.local().logs(&job, 1, stream, offset, max).await.expect("a log")
     };
-    let piece = read(2, 3);
+    let piece = read(2, 3).await;
     assert_eq!((&piece.bytes[..], piece.next_offset, piece.end), (&b"cde"[..], 5, false));
-    let waiting = read(6, 10);
+    let waiting = read(6, 10).await;
     assert_eq!((waiting.bytes.len(), waiting.next_offset, waiting.end), (0, 6, false));
     bench.cancel(job).await;
     bench.done(job).await;
-    assert!(read(6, 10).end);
+    assert!(read(6, 10).await.end);
 }
 
 #[tokio::test]
@@ -184,7 +224,7 @@ async fn two_attempts_never_share_a_device() {
     for gpus in [3, 4, 1] {
         let job = bench.submit(asking(gpus)).await;
         bench.says(job, "up").await;
-        let record = bench.local().record(&job, 1).expect("a record");
+        let record = bench.record(job).await;
         let given: Vec<u32> = record.metadata["devices"].split(',').map(|it| it.parse().expect("a number")).collect();
         assert_eq!(given.len(), gpus as usize);
         devices.extend(given);
@@ -205,8 +245,38 @@ async fn two_attempts_never_share_a_device() {
 #[tokio::test]
 async fn a_pool_lends_what_is_declared() {
     let bench = Bench::new(Isolation::Process);
-    let reports = bench.local().capacity().await.expect("a report");
-    assert_eq!(reports.len(), 1);
-    assert_eq!(reports[0].pool, pool());
-    assert_eq!((reports[0].lendable[0].gpus, reports[0].lendable[0].nodes), (4, 2));
+    assert_eq!(bench.local().pools(), [pool()]);
+    let report = bench.local().capacity(&pool()).expect("a report");
+    assert_eq!((report.pool, report.problem.as_deref()), (pool(), None));
+    assert_eq!((report.lendable[0].gpus, report.lendable[0].nodes), (4, 2));
+    assert_eq!(bench.local().capacity(&pool()), Some(report), "it changes only when something has changed");
+    let other = federation::PoolId::parse("FR/jean-zay/other").expect("a pool");
+    assert_eq!(bench.local().capacity(&other), None);
+}
+
+#[tokio::test]
+async fn what_is_asked_often_does_not_wait_for_a_disk() {
+    let mut bench = Bench::new(Isolation::Process);
+    let job = bench.submit(sh("exit 3")).await;
+    bench.done(job).await;
+    // Whoever reads this waits until somebody writes.
+    let done = bench.attempt_folder(job).join("done.json");
+    std::fs::remove_file(&done).expect("removed");
+    nix::unistd::mkfifo(&done, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let record = bench.local().record(&job, 1);
+    tokio::task::yield_now().await;
+    let status = bench.local().poll(&job, 1);
+    let expected = End::ExecutorError { exit_code: 3 };
+    assert!(matches!(status, AttemptStatus::Done { end, started_ms: Some(_) } if end == expected));
+    assert_eq!(bench.local().held(), [(job, 1)]);
+    bench.run(sh("true")).await;
+    std::fs::write(&done, "{}").expect("written");
+    let record = record.await.expect("a record");
+    assert_eq!(record.system_logs[0], "the record of the attempt is unreadable");
+    // Now for the one that comes up with such a file.
+    std::fs::remove_file(&done).expect("removed");
+    std::fs::write(&done, "{}").expect("written");
+    bench.restart();
+    let AttemptStatus::Done { end, started_ms: None } = bench.local().poll(&job, 1) else { panic!("it ran") };
+    assert_eq!(end, End::system_error("the record of the attempt is unreadable"));
 }

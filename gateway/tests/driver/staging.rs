@@ -165,9 +165,9 @@ async fn an_output_that_was_not_written_is_an_error_of_its_own_name() {
     let bench = Bench::new(Isolation::Process);
     let mut order = sh("true");
     order.outputs = vec![output("/work/a", bench.url("a"), StageKind::File)];
-    let (end, _) = bench.run(order).await;
-    let reason = "/work/a was not written".to_owned();
-    assert_eq!(end, End::SystemError { reason });
+    let (end, record) = bench.run(order).await;
+    assert_eq!(end, End::system_error("output 0 was not written"));
+    assert_eq!(record.system_logs, ["/work/a was not written"]);
 }
 
 #[tokio::test]
@@ -180,4 +180,37 @@ async fn a_failed_task_still_delivers_what_it_has() {
     assert_eq!(end, End::ExecutorError { exit_code: 7 });
     assert_eq!(fs::read_to_string(bench.files().join("a")).expect("an output"), "found\n");
     assert!(record.system_logs[0].contains("/work/b"), "{record:?}");
+}
+
+#[tokio::test]
+async fn the_reason_of_an_end_names_nothing_of_the_task() {
+    for (bring, stdin, deliver, reason) in [
+        (Some("secret"), None, None, "input 0 could not be brought"),
+        (None, Some("/in/secret"), None, "executor 0 could not be run"),
+        (None, None, Some(("/work/secret-absent", "a")), "output 0 was not written"),
+        (None, None, Some(("/work/secret-folder", "a")), "output 0 could not be delivered"),
+        (None, None, Some(("/work/secret-loop", "a")), "output 0 could not be delivered"),
+        (None, None, Some(("/work/secret-file", "taken")), "output 0 could not be delivered"),
+    ] {
+        let bench = Bench::new(Isolation::Process);
+        fs::create_dir(bench.files().join("taken")).expect("a folder");
+        let mut order = sh("mkdir secret-folder; ln -s secret-loop secret-loop; echo secret > secret-file");
+        order.inputs.extend(bring.map(|name| input("/in/a", bench.url(name), StageKind::File)));
+        order.executors[0].stdin = stdin.map(str::to_owned);
+        order.outputs.extend(deliver.map(|(path, name)| output(path, bench.url(name), StageKind::File)));
+        let (end, record) = bench.run(order).await;
+        assert_eq!(end, End::system_error(reason), "{record:?}");
+        assert!(record.system_logs.concat().contains("secret"), "its researcher reads more: {record:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_task_leaves_does_not_flood_its_record() {
+    let bench = Bench::new(Isolation::Process);
+    let mut order = sh("mkdir out; for i in $(seq 1000); do ln -s nowhere out/$i; done");
+    order.outputs = vec![output("/work/out", bench.url("out"), StageKind::Directory)];
+    let (end, record) = bench.run(order).await;
+    assert_eq!(end, End::Complete, "{record:?}");
+    assert_eq!(record.system_logs.len(), 101);
+    assert_eq!(record.system_logs[100], "900 more");
 }

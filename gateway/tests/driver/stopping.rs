@@ -60,9 +60,9 @@ async fn a_walltime_ends_a_task_with_its_reason() {
         let mut order = sh(&format!("sleep {seconds}"));
         order.walltime_s = 1;
         let (end, record) = bench.run(order).await;
-        let reason = "walltime of 1 s is over".to_owned();
-        assert_eq!(record.system_logs, std::slice::from_ref(&reason));
-        assert_eq!(end, End::SystemError { reason });
+        let reason = "walltime of 1 s is over";
+        assert_eq!(record.system_logs, [reason]);
+        assert_eq!(end, End::system_error(reason));
         assert_eq!(processes_with(&seconds), 0, "{isolation:?}");
     }
 }
@@ -77,7 +77,7 @@ async fn an_attempt_cancelled_before_it_came_never_runs() {
     bench.restart();
     bench.submit(order).await;
     assert_eq!(bench.done(job).await.0, End::Canceled);
-    assert_eq!(bench.stdout(job), "");
+    assert_eq!(bench.stdout(job).await, "");
 }
 
 #[tokio::test]
@@ -94,10 +94,10 @@ async fn a_cancel_after_the_end_changes_nothing() {
 async fn only_what_is_done_can_be_forgotten() {
     let bench = Bench::new(Isolation::Process);
     let job = bench.submit(sh("sleep 1000")).await;
-    assert!(bench.local().forget(&job, 1).is_err());
+    assert!(bench.local().forget(&job, 1).await.is_err());
     bench.cancel(job).await;
     bench.done(job).await;
-    bench.local().forget(&job, 1).expect("forgotten");
+    bench.local().forget(&job, 1).await.expect("forgotten");
     assert_eq!(bench.local().poll(&job, 1), AttemptStatus::Unknown);
     assert!(!bench.attempt_folder(job).exists());
 }

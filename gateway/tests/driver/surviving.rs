@@ -2,17 +2,10 @@
 
 use std::process::Command;
 
-use federation::{End, JobId};
+use federation::End;
 use gateway::driver::{AttemptStatus, Driver, Isolation};
 
-use super::bench::{Bench, isolations, marked_sleep, processes_with, sh, until};
-
-/// The process of an attempt's supervisor.
-fn supervisor(bench: &Bench, job: JobId) -> i32 {
-    let text = std::fs::read_to_string(bench.attempt_folder(job).join("started")).expect("a start");
-    let birth: serde_json::Value = serde_json::from_str(&text).expect("a birth");
-    birth["pid"].as_i64().expect("a number") as i32
-}
+use super::bench::{Bench, isolations, marked_sleep, processes_with, sh, supervisor, until};
 
 fn kill(pid: i32) {
     let pid = nix::unistd::Pid::from_raw(pid);
@@ -81,7 +74,7 @@ async fn a_killed_supervisor_is_a_system_error_and_not_a_second_run() {
             assert_eq!(processes_with(&seconds), 0, "{isolation:?}");
             bench.restart();
             assert!(matches!(bench.done(job).await.0, End::SystemError { .. }));
-            assert_eq!(bench.stdout(job), "up\n", "it ran once");
+            assert_eq!(bench.stdout(job).await, "up\n", "it ran once");
         }
     }
 }
@@ -98,7 +91,7 @@ async fn an_order_that_comes_twice_runs_once() {
     bench.restart();
     bench.submit(order).await;
     bench.done(job).await;
-    assert_eq!(bench.stdout(job), "ran\n");
+    assert_eq!(bench.stdout(job).await, "ran\n");
 }
 
 #[tokio::test]
@@ -113,7 +106,7 @@ async fn a_claim_whose_driver_was_killed_before_it_started_a_supervisor_runs_onc
     bench.settings.supervisor = real;
     bench.restart();
     assert_eq!(bench.done(job).await.0, End::Complete);
-    assert_eq!(bench.stdout(job), "ran\n");
+    assert_eq!(bench.stdout(job).await, "ran\n");
 }
 
 #[tokio::test]
@@ -133,7 +126,7 @@ async fn of_many_supervisors_of_one_attempt_one_runs_it() {
     for mut supervisor in supervisors {
         assert!(supervisor.wait().expect("an end").success());
     }
-    assert_eq!(bench.stdout(job), "ran\n");
+    assert_eq!(bench.stdout(job).await, "ran\n");
 }
 
 #[tokio::test]

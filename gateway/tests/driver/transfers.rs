@@ -32,9 +32,14 @@ async fn serve() -> (String, Asked) {
                 }
             };
             let answer = match line.split(' ').nth(1) {
-                _ if line.starts_with("PUT") => "201 Created\r\ncontent-length: 0\r\n\r\n",
                 Some("/data") => "200 OK\r\ncontent-length: 4\r\n\r\ndata",
+                Some("/unwell") if is_unwell(&seen) => "503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+                // The connection ends before the body does.
+                Some("/cut") if is_unwell(&seen) => "200 OK\r\ncontent-length: 9\r\n\r\ncut",
+                Some("/unwell" | "/cut") if line.starts_with("PUT") => "201 Created\r\ncontent-length: 0\r\n\r\n",
+                Some("/unwell" | "/cut") => "200 OK\r\ncontent-length: 4\r\n\r\ndata",
                 Some("/moved") => "302 Found\r\nlocation: /data\r\ncontent-length: 0\r\n\r\n",
+                _ if line.starts_with("PUT") => "201 Created\r\ncontent-length: 0\r\n\r\n",
                 _ => "404 Not Found\r\ncontent-length: 0\r\n\r\n",
             };
             seen.lock().expect("a lock").push((line, body));
@@ -43,6 +48,11 @@ async fn serve() -> (String, Asked) {
         }
     });
     (host, asked)
+}
+
+/// The first two requests find the server so.
+fn is_unwell(seen: &Asked) -> bool {
+    seen.lock().expect("a lock").len() < 2
 }
 
 /// Request line and body, when they are whole.
@@ -112,4 +122,33 @@ async fn a_redirect_is_not_followed_and_a_missing_file_is_an_error() {
         assert!(record.system_logs[0].contains(reason), "{record:?}");
     }
     assert_eq!(asked.lock().expect("a lock").len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_is_unwell_for_a_moment_is_asked_again() {
+    for (from, to) in [("unwell", "out"), ("cut", "out"), ("data", "unwell")] {
+        let (host, asked) = serve().await;
+        let mut bench = Bench::prepare(Isolation::Process);
+        bench.settings.http_hosts = vec![host.clone()];
+        bench.restart();
+        let mut copy = order(&["cp", "in", "out"]);
+        copy.inputs = vec![StageIn {
+            path: "/work/in".into(),
+            source: Source::Url(format!("http://{host}/{from}")),
+            kind: StageKind::File,
+        }];
+        copy.outputs = vec![StageOut {
+            url: format!("http://{host}/{to}"),
+            path: "/work/out".into(),
+            path_prefix: None,
+            kind: StageKind::File,
+        }];
+        let (end, record) = bench.run(copy).await;
+        assert_eq!(end, End::Complete, "{from} {to}: {record:?}");
+        let asked = asked.lock().expect("a lock");
+        let last = asked.last().expect("requests");
+        assert_eq!(last.1, "data", "what was sent in the end is whole");
+        let more = if to == "unwell" { 3 } else { 4 };
+        assert_eq!(asked.len(), more, "{asked:?}");
+    }
 }

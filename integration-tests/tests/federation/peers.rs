@@ -82,10 +82,11 @@ async fn call(peer: &mut Peer, method: Method, path: &str, body: Bytes) -> Resul
     Ok((status, body.to_bytes()))
 }
 
-/// An empty append of the peer protocol, version 1: vote (term, node, committed), then three absent parts.
+/// An empty append of the peer protocol, version 1: vote (term, node, committed), three absent parts, and no
+/// predecessor to wait for.
 fn append(term: &[u8], node: u64) -> Bytes {
     let node = u8::try_from(node).expect("a small number");
-    [&[1][..], term, &[node, 1, 0, 0, 0]].concat().into()
+    [&[1][..], term, &[node, 1, 0, 0, 0, 0]].concat().into()
 }
 
 /// 2^64 - 1 as a variable-length number.

@@ -88,6 +88,7 @@ pub fn provider(issuer: &str, keys: &[Value]) -> IssuerEntry {
         entitlements: vec![(RESEARCHER.to_owned(), Role::Researcher)],
         assurance_max: Assurance::Substantial,
         clearances: vec!["health".to_owned()],
+        residencies: vec![],
     }
 }
 

@@ -4,7 +4,10 @@ use certs::{Assurance, BadToken, BadTrust, Caller, IssuerEntry, Role, SigningKey
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair,
+    RSA_PKCS1_SHA256, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair, RsaPublicKeyComponents,
 };
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use super::forge::{Forged, ISSUER, KID, RESEARCHER, encode, jwk, key, provider, sign, trust_in};
@@ -89,6 +92,53 @@ fn an_issuer_states_no_more_than_it_may() {
     }
 }
 
+/// Threat 15: a clearance counts from the state that grants it.
+#[test]
+fn a_clearance_is_the_issuers_own_states() {
+    let trust_of_state = |in_france: bool, clearances: &[&str]| {
+        let clearances = clearances.iter().map(|it| it.to_string()).collect();
+        let entry = IssuerEntry { clearances, ..provider(ISSUER, &[jwk(KID, &key())]) };
+        if in_france { trust_of(vec![entry], vec![]) } else { trust_of(vec![], vec![entry]) }
+    };
+    for (stated, french, german) in [
+        (json!(["health"]), &["health"][..], &["health"][..]),
+        (json!(["FR:health"]), &["health"], &[]),
+        (json!(["DE:health"]), &[], &["health"]),
+        (json!(["FR:health", "DE:health", "health"]), &["health"], &["health"]),
+        (json!(["FR:defence", "FR:FR:health", "fr:health", ":health", "FR:", "FR: health", "DE:FR:health"]), &[], &[]),
+    ] {
+        let token = Forged::sound().claim("clearances", stated.clone()).sign();
+        for (in_france, believed) in [(true, french), (false, german)] {
+            let trust = trust_of_state(in_france, &["health"]).unwrap();
+            assert_eq!(verify(&trust, &token).unwrap().clearances, believed, "{stated}");
+        }
+    }
+    for another_states in ["DE:health", "FR:health", "health:", ":"] {
+        let refused = trust_of_state(true, &["defence", another_states]).map(drop);
+        assert!(matches!(refused, Err(BadTrust::Issuer { .. })), "{another_states}");
+    }
+}
+
+/// Threat 15: where somebody lives is for the state there to know.
+#[test]
+fn an_issuer_attests_residence_in_its_own_state_and_where_it_may() {
+    for (may, stated, believed) in [
+        (&[][..], "FR", Some("FR")),
+        (&[], "DE", None),
+        (&["CH"], "CH", Some("CH")),
+        (&["CH"], "FR", Some("FR")),
+        (&["CH", "LU"], "DE", None),
+    ] {
+        let residencies = may.iter().map(|code| state(code)).collect();
+        let entry = IssuerEntry { residencies, ..provider(ISSUER, &[jwk(KID, &key())]) };
+        let token = Forged::sound().claim("residency", json!(stated)).sign();
+        assert_eq!(verify(&trust_in(vec![entry]), &token).unwrap().residency, believed.map(state), "{stated}");
+    }
+    let without =
+        json!({"issuer": ISSUER, "jwks_json": "{}", "entitlements": [], "assurance_max": "low", "clearances": []});
+    assert_eq!(serde_json::from_value::<IssuerEntry>(without).unwrap().residencies, []);
+}
+
 #[test]
 fn a_role_comes_from_the_entitlement_that_gives_it() {
     let entitlements = [("urn:x:op", Role::Operator), (RESEARCHER, Role::Researcher), ("urn:x:also", Role::Researcher)];
@@ -153,6 +203,95 @@ fn each_key_verifies_its_own_algorithm_only() {
     }
 }
 
+/// An RSA key of 2048 bits that was made for these tests, by `openssl genpkey -algorithm RSA -pkeyopt
+/// rsa_keygen_bits:2048`, and protects nothing. `ring` makes no RSA keys.
+fn rsa_pair() -> RsaKeyPair {
+    let der = PrivatePkcs8KeyDer::from_pem_slice(include_bytes!("rsa-2048.pem")).unwrap();
+    RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap()
+}
+
+/// A key set with this key for `pinned`, and what a token is that it signed with `padding` and that says `alg`.
+fn verify_rsa(pinned: Option<&str>, alg: &str, padding: &'static dyn RsaEncoding) -> Result<Caller, BadToken> {
+    let pair = rsa_pair();
+    let RsaPublicKeyComponents { n, e } = RsaPublicKeyComponents::<Vec<u8>>::from(pair.public());
+    let mut jwk = json!({"kty": "RSA", "kid": "rsa", "n": encode(n), "e": encode(e)});
+    if let Some(pinned) = pinned {
+        jwk["alg"] = json!(pinned);
+    }
+    let trust = trust_in(vec![provider(ISSUER, &[jwk])]);
+    let forged = Forged::sound().header("alg", json!(alg)).header("kid", json!("rsa"));
+    let signer = |message: &[u8]| {
+        let mut signature = vec![0; pair.public().modulus_len()];
+        pair.sign(padding, &SystemRandom::new(), message, &mut signature).unwrap();
+        signature
+    };
+    let token = sign(&forged.header.to_string(), &forged.claims.to_string(), signer);
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let another = message.replacen('.', ".e30", 1) + "." + signature;
+    assert!(verify(&trust, &another).is_err(), "other claims under the same signature");
+    verify(&trust, &token)
+}
+
+#[test]
+fn a_genuine_rs256_signature_is_accepted() {
+    assert_eq!(verify_rsa(Some("RS256"), "RS256", &RSA_PKCS1_SHA256).unwrap().subject, "alice");
+    assert_eq!(verify_rsa(None, "RS256", &RSA_PKCS1_SHA256).unwrap().subject, "alice", "RS256 if nothing is said");
+    assert_eq!(verify_rsa(Some("RS256"), "RS256", &RSA_PSS_SHA256), Err(BadToken::Signature));
+    assert_eq!(verify_rsa(Some("RS256"), "RS256", &RSA_PKCS1_SHA512), Err(BadToken::Signature));
+    assert_eq!(verify_rsa(Some("RS256"), "PS256", &RSA_PSS_SHA256), Err(BadToken::Algorithm));
+}
+
+#[test]
+fn a_genuine_ps256_signature_is_accepted() {
+    assert_eq!(verify_rsa(Some("PS256"), "PS256", &RSA_PSS_SHA256).unwrap().subject, "alice");
+    assert_eq!(verify_rsa(Some("PS256"), "PS256", &RSA_PKCS1_SHA256), Err(BadToken::Signature));
+    assert_eq!(verify_rsa(Some("PS256"), "RS256", &RSA_PKCS1_SHA256), Err(BadToken::Algorithm));
+}
+
+fn refusal_of(keys: &[Value]) -> String {
+    match trust_of(vec![provider(ISSUER, keys)], vec![]) {
+        Err(BadTrust::Issuer { reason, .. }) => reason,
+        other => panic!("{keys:?}: {other:?}"),
+    }
+}
+
+/// Threat 26, for issuers: everybody could sign for a key of small order.
+#[test]
+fn weak_and_ambiguous_ed25519_keys_are_refused() {
+    let of = |x: Value| json!({"kty": "OKP", "crv": "Ed25519", "kid": "weak", "x": x});
+    let mut one = [0; 32];
+    one[0] = 1;
+    let mut not_below_p = [0xff; 32];
+    (not_below_p[0], not_below_p[31]) = (0xee, 0x7f);
+    for (x, why) in [
+        (json!(encode([0; 32])), "small order"),
+        (json!(encode(one)), "small order"),
+        (json!(encode(not_below_p)), "not encoded canonically"),
+        (json!(encode([7; 31])), "has 32 bytes"),
+        (json!(""), "has 32 bytes"),
+        (json!(encode([7; 32]) + "="), "has 32 bytes"),
+    ] {
+        let reason = refusal_of(&[jwk(KID, &key()), of(x.clone())]);
+        assert!(reason.contains("key weak") && reason.contains(why), "{x}: {reason}");
+    }
+}
+
+/// A bundle goes to every state: a private key in it would be everybody's.
+#[test]
+fn a_set_that_shows_a_private_key_is_refused() {
+    for name in ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"] {
+        for secret in [json!(encode([7; 32])), json!(null), json!(["x"])] {
+            for alone in [jwk("shown", &key()), json!({"kty": "oct"}), json!({"kty": "RSA", "use": "enc"})] {
+                let mut shown = alone;
+                shown[name] = secret.clone();
+                let reason = refusal_of(&[jwk(KID, &key()), shown]);
+                assert!(reason.contains("private") && reason.contains(name), "{name}: {reason}");
+                assert!(!reason.contains(&encode([7; 32])), "a reason is shown to everybody");
+            }
+        }
+    }
+}
+
 #[test]
 fn keys_that_nobody_should_sign_with_are_left_out() {
     let rsa = |bytes: usize| json!({"kty": "RSA", "kid": "rsa", "n": encode(vec![0xff; bytes]), "e": "AQAB"});
@@ -162,7 +301,6 @@ fn keys_that_nobody_should_sign_with_are_left_out() {
     };
     let ed25519 = jwk("other", &key());
     let left_out = [
-        json!({"kty": "oct", "kid": "oct", "alg": "HS256", "k": encode([1; 32])}),
         json!({"kty": "AKP", "kid": "akp", "alg": "ML-DSA-65", "pub": "AAAA"}),
         json!({"kty": "EC", "crv": "secp256k1", "kid": "k1", "x": "AAAA", "y": "AAAA"}),
         json!({"kty": "OKP", "crv": "X25519", "kid": "x", "x": encode([1; 32])}),

@@ -1,6 +1,9 @@
 //! Three founding states for the tests of this module.
 
-use certs::{Envelope, FederationId, GatewayId, GatewayKey, Header, Kind, SigningKey, TrustBundle, gateway_key_proof};
+use certs::{
+    Envelope, FederationId, GatewayId, GatewayKey, Header, Kind, SignedBundle, SigningKey, TrustBundle,
+    gateway_key_proof,
+};
 
 use crate::command::{Batch, Command};
 use crate::genesis::{Genesis, GenesisMember};
@@ -62,12 +65,30 @@ fn member(state: &str) -> GenesisMember {
     GenesisMember { bundle: bundle.sign(&root(state)), gateways: vec![record] }
 }
 
+/// The bundle after this one; nothing in it changes.
+pub fn bundle_after(before: &TrustBundle) -> SignedBundle {
+    let next = TrustBundle { sequence: before.sequence + 1, previous: Some(before.digest()), ..before.clone() };
+    next.sign(&root(before.state.as_str()))
+}
+
 /// An envelope of a state; its command is for a job that nobody knows.
 pub fn envelope(state: &str, serial: u64) -> Envelope {
     signed_by(state, serial, &key(state))
 }
 
+/// The same, of nearly a MiB.
+pub fn large_envelope(state: &str, serial: u64) -> Envelope {
+    let command = Command::Cancel { job: JobId::new(serial, [1; 10]), at: Timestamp(1) };
+    sealed(state, serial, vec![command; 1024 * 1024 / 20], &key(state))
+}
+
 pub fn signed_by(state: &str, serial: u64, key: &SigningKey) -> Envelope {
+    let command = Command::Cancel { job: JobId::new(serial, [1; 10]), at: Timestamp(1) };
+    sealed(state, serial, vec![command], key)
+}
+
+/// An envelope with these commands.
+pub fn sealed(state: &str, serial: u64, commands: Vec<Command>, key: &SigningKey) -> Envelope {
     let header = Header {
         federation: federation(),
         epoch: 1,
@@ -76,6 +97,5 @@ pub fn signed_by(state: &str, serial: u64, key: &SigningKey) -> Envelope {
         serial,
         kind: Kind::Command,
     };
-    let command = Command::Cancel { job: JobId::new(serial, [1; 10]), at: Timestamp(1) };
-    Envelope::seal(header, &Batch(vec![command]).to_bytes(), key).unwrap()
+    Envelope::seal(header, &Batch(commands).to_bytes(), key).unwrap()
 }

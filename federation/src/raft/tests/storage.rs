@@ -6,8 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc;
 
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::founding::large_envelope;
+use crate::raft::log_store::{APPEND_BYTES_MAX, LogStore};
 use crate::raft::segment;
 use crate::raft::wal::{BadLog, Owner, Record, Recovered, Wal};
 use crate::raft::wire::{WireEntry, WireLogId, WirePayload, WireVote};
@@ -29,12 +33,13 @@ fn vote(term: u64) -> Record {
 /// Writes each list of records as a frame of its own, and waits for the disk.
 fn write(folder: &Path, frames: &[Vec<Record>]) -> io::Result<()> {
     let (wal, _) = Wal::open(folder, &OWNER).unwrap();
-    for records in frames {
-        let (done, written) = mpsc::channel();
-        wal.write(records.clone(), Some(Box::new(move |result| done.send(result).unwrap())));
-        written.recv().unwrap()?;
-    }
-    Ok(())
+    frames.iter().try_for_each(|records| put(&wal, records.clone()))
+}
+
+fn put(wal: &Wal, records: Vec<Record>) -> io::Result<()> {
+    let (done, written) = mpsc::channel();
+    wal.write(records, Some(Box::new(move |result| done.send(result).unwrap())));
+    written.recv().unwrap()
 }
 
 fn read(folder: &Path) -> Result<Recovered, BadLog> {
@@ -97,6 +102,186 @@ fn a_vote_survives_the_removal_of_the_segment_that_it_was_in() {
     assert_eq!((indexes(&found), found.purged), (vec![39], Some(id(38))));
 }
 
+/// The log in segments of 4 KiB, which hold two or three frames of a KiB.
+fn tiny(folder: &Path) -> Result<(Wal, Recovered), BadLog> {
+    Wal::open_in_segments_of(4_096, folder, &OWNER)
+}
+
+#[test]
+fn a_log_that_was_purged_before_and_after_it_began_a_segment_opens_again() {
+    let folder = folder();
+    let (wal, _) = tiny(folder.path()).unwrap();
+    let append =
+        |indexes: std::ops::Range<u64>| indexes.for_each(|index| put(&wal, vec![entry(index, 1_000)]).unwrap());
+    append(0..8);
+    put(&wal, vec![Record::Purge(id(5))]).unwrap();
+    // The segments that begin here say 5, and their first entries are 9 and more.
+    append(8..20);
+    put(&wal, vec![Record::Purge(id(17))]).unwrap();
+    drop(wal);
+    assert!(segment::list(folder.path()).unwrap().len() <= 2, "the others were purged");
+    let found = tiny(folder.path()).unwrap().1;
+    assert_eq!((indexes(&found), found.purged), (vec![18, 19], Some(id(17))));
+}
+
+#[test]
+fn a_segment_that_is_gone_without_a_purge_is_missed() {
+    let folder = folder();
+    let (wal, _) = tiny(folder.path()).unwrap();
+    (0..8).for_each(|index| put(&wal, vec![entry(index, 1_000)]).unwrap());
+    drop(wal);
+    let first = segment::list(folder.path()).unwrap()[0];
+    segment::remove(folder.path(), first).unwrap();
+    assert!(matches!(tiny(folder.path()), Err(BadLog::Corrupt { .. })));
+}
+
+/// What happens to a log, and to the model of one.
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        entries: u8,
+        bytes: u16,
+    },
+    /// So many entries of those that are there; the rest stay.
+    Truncate(u8),
+    Purge(u8),
+    /// A snapshot that stands for so many entries more than there are.
+    Install(u8),
+    Vote,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (1..6u8, 0..900u16).prop_map(|(entries, bytes)| Step::Append { entries, bytes }),
+        2 => (0..4u8).prop_map(Step::Truncate),
+        3 => (1..12u8).prop_map(Step::Purge),
+        1 => (1..9u8).prop_map(Step::Install),
+        1 => Just(Step::Vote),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// The log as it must be: its vote, how far it was purged, and term and size of each entry behind that.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    term: u64,
+    purged: Option<WireLogId>,
+    entries: std::collections::BTreeMap<u64, (u64, usize)>,
+}
+
+impl Model {
+    fn next(&self) -> u64 {
+        let purged = self.purged.map_or(0, |purged| purged.index + 1);
+        self.entries.last_key_value().map_or(purged, |(index, _)| index + 1)
+    }
+
+    fn id(&self, index: u64) -> Option<WireLogId> {
+        let kept = self.entries.get(&index).map(|(term, _)| WireLogId { term: *term, node: 1, index });
+        kept.or(self.purged.filter(|purged| purged.index == index))
+    }
+
+    /// Takes a step; gives the records that make the log take it.
+    fn take(&mut self, step: &Step) -> Vec<Record> {
+        match step {
+            Step::Append { entries, bytes } => {
+                let mut records = Vec::new();
+                for index in self.next()..self.next() + u64::from(*entries) {
+                    self.entries.insert(index, (self.term, usize::from(*bytes)));
+                    let id = WireLogId { term: self.term, node: 1, index };
+                    let payload = WirePayload::Envelope(vec![index as u8; usize::from(*bytes)]);
+                    records.push(Record::Append(WireEntry { id, payload }));
+                }
+                records
+            }
+            Step::Truncate(entries) => {
+                let first_gone = self.next().saturating_sub((*entries).into());
+                let first_gone = first_gone.max(self.purged.map_or(0, |purged| purged.index + 1));
+                self.entries.split_off(&first_gone);
+                vec![Record::TruncateAfter(first_gone.checked_sub(1).and_then(|last| self.id(last)))]
+            }
+            Step::Purge(entries) => {
+                let first = self.entries.first_key_value().map(|(index, _)| *index);
+                let Some(upto) = first.map(|first| (first + u64::from(*entries)).min(self.next()) - 1) else {
+                    return vec![];
+                };
+                let upto = self.id(upto).unwrap();
+                self.entries = self.entries.split_off(&(upto.index + 1));
+                self.purged = Some(upto);
+                vec![Record::Purge(upto)]
+            }
+            Step::Install(more) => {
+                let upto = WireLogId { term: self.term, node: 1, index: self.next() + u64::from(*more) };
+                self.entries.clear();
+                self.purged = Some(upto);
+                vec![Record::Purge(upto)]
+            }
+            Step::Vote => {
+                self.term += 1;
+                vec![vote(self.term)]
+            }
+            Step::Reopen => vec![],
+        }
+    }
+}
+
+impl From<&Recovered> for Model {
+    fn from(recovered: &Recovered) -> Model {
+        let size = |entry: &WireEntry| match &entry.payload {
+            WirePayload::Envelope(bytes) => bytes.len(),
+            _ => 0,
+        };
+        let entries = recovered.entries.iter().map(|entry| (entry.id.index, (entry.id.term, size(entry))));
+        let term = recovered.vote.map_or(0, |vote| vote.term);
+        Model { term, purged: recovered.purged, entries: entries.collect() }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_was_written_is_what_is_read(steps in prop::collection::vec(step(), 1..80)) {
+        let folder = folder();
+        let mut model = Model::default();
+        let (mut wal, _) = tiny(folder.path()).unwrap();
+        for step in steps {
+            put(&wal, model.take(&step)).unwrap();
+            if matches!(step, Step::Reopen) {
+                drop(wal);
+                let (again, recovered) = tiny(folder.path()).unwrap();
+                prop_assert_eq!(Model::from(&recovered), model.clone());
+                wal = again;
+            }
+        }
+        drop(wal);
+        prop_assert_eq!(Model::from(&tiny(folder.path()).unwrap().1), model);
+    }
+}
+
+#[tokio::test]
+async fn the_log_knows_its_weight_and_is_read_in_pieces() {
+    let folder = folder();
+    let mut log = LogStore::open(folder.path(), &OWNER).unwrap();
+    assert!(log.is_empty());
+    let large = large_envelope("FR", 1).as_bytes().to_vec();
+    let bytes = large.len();
+    let entry = |index| WireEntry { id: id(index), payload: WirePayload::Envelope(large.clone()) }.open().unwrap();
+    log.append((0..8).map(entry), IOFlushed::noop()).await.unwrap();
+    assert_eq!(*log.weight().borrow(), 8 * bytes);
+    let piece = log.limited_get_log_entries(1, 8).await.unwrap();
+    assert_eq!(piece.len(), APPEND_BYTES_MAX / bytes);
+    assert_eq!(log.limited_get_log_entries(7, 8).await.unwrap().len(), 1);
+    log.truncate_after(Some(id(5).into())).await.unwrap();
+    assert_eq!(*log.weight().borrow(), 6 * bytes);
+    log.append([entry(6)], IOFlushed::noop()).await.unwrap();
+    log.purge(id(3).into()).await.unwrap();
+    assert_eq!(*log.weight().borrow(), 3 * bytes);
+    drop(log);
+    let log = LogStore::open(folder.path(), &OWNER).unwrap();
+    assert_eq!((*log.weight().borrow(), log.is_empty()), (3 * bytes, false));
+}
+
 #[test]
 fn a_torn_last_frame_is_cut_and_the_log_goes_on() {
     let whole = folder();
@@ -138,15 +323,10 @@ fn another_gateways_folder_is_refused() {
 fn after_a_failed_write_nothing_is_acknowledged() {
     let folder = folder();
     let (wal, _) = Wal::open(folder.path(), &OWNER).unwrap();
-    let put = |records: Vec<Record>| {
-        let (done, written) = mpsc::channel();
-        wal.write(records, Some(Box::new(move |result| done.send(result).unwrap())));
-        written.recv().unwrap()
-    };
-    put(vec![vote(1)]).unwrap();
+    put(&wal, vec![vote(1)]).unwrap();
     // A frame above every limit cannot be written; that stands for a disk that fails.
-    put(vec![entry(0, 65 * 1024 * 1024)]).unwrap_err();
-    put(vec![entry(0, 1)]).unwrap_err();
+    put(&wal, vec![entry(0, 65 * 1024 * 1024)]).unwrap_err();
+    put(&wal, vec![entry(0, 1)]).unwrap_err();
     drop(wal);
     assert_eq!(indexes(&read(folder.path()).unwrap()), Vec::<u64>::new());
 }

@@ -30,24 +30,44 @@ pub fn public(alpn: &[u8]) -> Ends {
 
 /// The peer face of FR/fr-1, with FR/fr-2 as client.
 pub fn peer() -> Ends {
-    let ca = authority();
-    let root = SigningKey::from_seed([1; 32]);
-    let bundle = TrustBundle {
-        federation: federation(),
-        state: id("FR/fr-1").state,
-        sequence: 1,
-        previous: None,
-        root_key: root.public(),
-        ca_certs_der: vec![ca.cert_der().expect("a certificate")],
-        gateways: vec![key("FR/fr-1", 2), key("FR/fr-2", 3)],
-        issuers: vec![],
-        crls_der: vec![],
-    };
-    let store = || TrustStore::new(federation(), [bundle.clone()]).expect("a trust store");
-    let leaf = |name: &str| shared(&ca.issue_gateway(&id(name), now_s(), 1).expect("a certificate"));
-    Ends {
-        server: certs::peer_server_config(SharedTrust::new(store()), leaf("FR/fr-1")),
-        client: certs::peer_client_config(SharedTrust::new(store()), leaf("FR/fr-2"), id("FR/fr-1")),
+    let peering = Peering::new();
+    let client = certs::peer_client_config(peering.trust(), peering.leaf("FR/fr-2"), id("FR/fr-1"));
+    Ends { server: peering.server("FR/fr-1"), client }
+}
+
+/// One state that vouches for FR/fr-1 and FR/fr-2.
+pub struct Peering {
+    ca: StateCa,
+    bundle: TrustBundle,
+}
+
+impl Peering {
+    pub fn new() -> Peering {
+        let ca = authority();
+        let bundle = TrustBundle {
+            federation: federation(),
+            state: id("FR/fr-1").state,
+            sequence: 1,
+            previous: None,
+            root_key: SigningKey::from_seed([1; 32]).public(),
+            ca_certs_der: vec![ca.cert_der().expect("a certificate")],
+            gateways: vec![key("FR/fr-1", 2), key("FR/fr-2", 3)],
+            issuers: vec![],
+            crls_der: vec![],
+        };
+        Peering { ca, bundle }
+    }
+
+    pub fn trust(&self) -> SharedTrust {
+        SharedTrust::new(TrustStore::new(federation(), [self.bundle.clone()]).expect("a trust store"))
+    }
+
+    pub fn leaf(&self, gateway: &str) -> SharedLeaf {
+        shared(&self.ca.issue_gateway(&id(gateway), now_s(), 1).expect("a certificate"))
+    }
+
+    pub fn server(&self, gateway: &str) -> Arc<ServerConfig> {
+        certs::peer_server_config(self.trust(), self.leaf(gateway))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a client sees of a job's attempts.
 
 use certs::{Digest, GatewayName, MemberState};
-use federation::{Attempt, End, Grant, Job, JobId, JobState, PoolId, Pseudonym, Revision, Shape, Timestamp};
+use federation::{Attempt, End, Grant, Job, JobId, JobState, PoolId, Pseudonym, Reason, Revision, Shape, Timestamp};
 use policy::{DataClass, Labels, Purpose};
 use serde_json::{Value, json};
 
@@ -51,12 +51,13 @@ fn attempt(number: u32, declined: Option<&str>) -> Attempt {
     Attempt {
         number,
         pool: PoolId::parse("FR/jean-zay/h100-80").expect("a pool"),
+        served_by: GatewayName::parse("fr-1").expect("a name"),
         grant: Grant { gpus: 8, nodes: vec![] },
         granted_at: Revision(1),
         started_at: Some(AT),
         running_at: None,
         ended_at: None,
-        declined: declined.map(str::to_owned),
+        declined: declined.map(Reason::new),
         end: None,
         gpu_seconds: 0,
     }

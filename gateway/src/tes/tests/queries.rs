@@ -70,7 +70,8 @@ fn filters_match_as_the_specification_s_table_says() {
             it["tags"] = tags.clone();
         }));
         let query = ListQuery::parse(Some(query)).expect("a query");
-        assert_eq!(query.matches(submission.task(), State::Running), expected, "{query:?} {tags}");
+        let task = submission.task();
+        assert_eq!(query.matches(task.name.as_deref(), &task.tags, State::Running), expected, "{query:?} {tags}");
     }
 }
 

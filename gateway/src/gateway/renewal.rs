@@ -1,0 +1,158 @@
+//! Renewal: new trust takes effect with the revision that brings it, renewed certificate files without a restart.
+//!
+//! Invariant: no connection outlives a change of what its state says about its gateways. Who still may, connects again;
+//! so an eviction, a revocation list and a CA that is gone act at once, and on both ends of a connection.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use certs::{LeafIdentity, MemberState, SharedLeaf, SharedTrust};
+use federation::Revision;
+use federation::raft::Consensus;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Keys;
+use crate::listener::Connections;
+use crate::peer::Peers;
+
+/// How often the certificate files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// When each state's bundle came into force.
+type InForce = BTreeMap<MemberState, Revision>;
+
+/// Keeps the trust and the leaves those that count now.
+pub struct Renewal {
+    /// The replica.
+    pub consensus: Consensus,
+    /// What the faces and the peers look at.
+    pub trust: SharedTrust,
+    /// Connections that others have made.
+    pub connections: Connections,
+    /// Connections to others.
+    pub peers: Arc<Peers>,
+    /// Bundles that came with the trust; none at first, when it is the genesis's.
+    pub in_force: InForce,
+}
+
+/// This gateway's certificates, and the files they come from.
+pub struct Leaves {
+    /// Where the files are.
+    pub keys: Keys,
+    /// For peers.
+    pub peer: SharedLeaf,
+    /// For people.
+    pub public: SharedLeaf,
+}
+
+impl Renewal {
+    /// Takes over what the registry says now.
+    pub fn follow(&mut self) {
+        let (trust, in_force) = self.consensus.read(|registry| {
+            let in_force: InForce = registry.members().map(|member| (member.state, member.bundle_at)).collect();
+            (Arc::clone(registry.trust()), in_force)
+        });
+        let moved = moved(&self.in_force, &in_force);
+        // The trust first: what is dialled or accepted from now on is verified with the new one.
+        self.trust.store(trust);
+        self.in_force = in_force;
+        for state in moved {
+            let closed = self.connections.close_all_of(state);
+            self.peers.hang_up_all_of(state);
+            tracing::info!(%state, closed, "a state's trust bundle has changed; its gateways connect again");
+        }
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(mut self, leaves: Leaves, stop: CancellationToken) {
+        let mut revisions = self.consensus.changes();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            revisions.borrow_and_update();
+            let newest = self.consensus.read(|registry| Arc::clone(registry.trust()));
+            if !Arc::ptr_eq(&newest, &self.trust.load()) {
+                self.follow();
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = revisions.changed() => {}
+                _ = look.tick() => leaves.renew(),
+            }
+        }
+    }
+}
+
+impl Leaves {
+    /// Reads this gateway's certificates.
+    pub fn read(keys: &Keys) -> anyhow::Result<Leaves> {
+        Ok(Leaves {
+            peer: SharedLeaf::new(read_leaf(&keys.peer_cert, &keys.peer_key)?),
+            public: SharedLeaf::new(read_leaf(&keys.public_cert, &keys.public_key)?),
+            keys: keys.clone(),
+        })
+    }
+
+    fn renew(&self) {
+        let keys = &self.keys;
+        for (leaf, cert, key) in
+            [(&self.peer, &keys.peer_cert, &keys.peer_key), (&self.public, &keys.public_cert, &keys.public_key)]
+        {
+            match read_leaf(cert, key) {
+                Ok(read) if *leaf.load() != read => {
+                    tracing::info!(file = %cert.display(), "certificate renewed");
+                    leaf.store(Arc::new(read));
+                }
+                Ok(_) => {}
+                Err(cause) => tracing::warn!(%cause, "the certificate stays as it was"),
+            }
+        }
+    }
+}
+
+/// The states whose bundle is not the one of before; a state that was not there before had that of the genesis.
+fn moved(before: &InForce, now: &InForce) -> Vec<MemberState> {
+    let at = |all: &InForce, state| all.get(&state).copied().unwrap_or_default();
+    let gone = before.keys().filter(|state| !now.contains_key(state));
+    let moved = now.keys().filter(|state| at(now, **state) != at(before, **state));
+    gone.chain(moved).copied().collect()
+}
+
+fn read_leaf(cert: &Path, key: &Path) -> anyhow::Result<LeafIdentity> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    LeafIdentity::from_pem(&read(cert)?, &read(key)?)
+        .with_context(|| format!("{} and its key do not belong together", cert.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_force(text: &str) -> InForce {
+        let one = |it: &str| {
+            let (state, revision) = it.split_once('@').expect("STATE@REVISION");
+            let revision = Revision(revision.parse().expect("a number"));
+            (MemberState::parse(state).expect("a state"), revision)
+        };
+        text.split_whitespace().map(one).collect()
+    }
+
+    #[test]
+    fn states_move_when_their_bundle_does() {
+        for (before, now, expected) in [
+            ("FR@0 DE@0", "FR@0 DE@0", ""),
+            ("FR@0 DE@0", "FR@7 DE@0", "FR"),
+            ("FR@7 DE@0", "FR@7 DE@9", "DE"),
+            ("FR@7 DE@0", "FR@8 DE@9", "DE FR"),
+            // At the start: the trust is the genesis's, and the registry may be further.
+            ("", "FR@0 DE@0", ""),
+            ("", "FR@7 DE@0", "FR"),
+            ("FR@7 DE@0", "FR@7", "DE"),
+        ] {
+            let moved: Vec<_> = moved(&in_force(before), &in_force(now)).iter().map(ToString::to_string).collect();
+            assert_eq!(moved.join(" "), expected, "{before} -> {now}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! A state with one gateway, started and stopped in this process.
+
+use std::path::{Path, PathBuf};
+
+use certs::{FederationId, GatewayKey, GatewayName, MemberState, TrustBundle, gateway_key_proof};
+use federation::{GatewayRecord, GenesisMember, Revision};
+
+use super::*;
+use crate::authority::{Authority, GatewayFiles, replace};
+
+/// Turns an event that does not come into a failure.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// FR, its authority and the files of its gateway.
+struct State {
+    folder: PathBuf,
+    authority: Authority,
+    first: TrustBundle,
+}
+
+impl State {
+    fn found(folder: &Path) -> anyhow::Result<State> {
+        let (federation, state) = (FederationId::parse("entente.example")?, MemberState::parse("FR")?);
+        let mut authority = Authority::create(&folder.join("state"), federation.clone(), state)?;
+        let name = GatewayName::parse("fr-1")?;
+        let files = GatewayFiles::in_folder(folder);
+        authority.issue_gateway(&name, &["localhost".into()], 1, &files)?;
+        let bundle = authority.sign_bundle()?;
+        let record = GatewayRecord {
+            id: GatewayId { state, name },
+            node_id: 1,
+            peer_address: "127.0.0.1:1".into(),
+            api_url: "https://localhost:1".into(),
+        };
+        let member = GenesisMember { bundle: bundle.clone(), gateways: vec![record] };
+        let genesis = Genesis::draft(federation, 1, vec![member])?.sign(state, &authority.root()?)?.complete()?;
+        replace(&folder.join("genesis.json"), &serde_json::to_vec(&genesis)?, 0o644)?;
+        Ok(State { folder: folder.to_owned(), authority, first: bundle.verify_first()? })
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let text = r#"
+            gateway = "FR/fr-1"
+            data_dir = "data"
+            genesis = "genesis.json"
+            public_listen = "127.0.0.1:0"
+            peer_listen = "127.0.0.1:0"
+            bundle = "bundle.json"
+            [local]
+            isolation = "process"
+            [keys]
+            signing = "signing.pem"
+            peer_cert = "peer.pem"
+            peer_key = "peer.key"
+            public_cert = "public.pem"
+            public_key = "public.key"
+            pseudonym_secret = "pseudonym.secret"
+        "#;
+        let path = self.folder.join("gateway.toml");
+        replace(&path, text.as_bytes(), 0o644)?;
+        Ok(Config::read(&path)?)
+    }
+
+    /// Starts the gateway, as soon as the one before has let go of the folder.
+    async fn start(&self) -> anyhow::Result<Gateway> {
+        let starting = async {
+            loop {
+                match Gateway::start(self.config()?).await {
+                    Err(cause) if cause.to_string().contains("already open") => tokio::task::yield_now().await,
+                    started => return started,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, starting).await?
+    }
+
+    /// The state gives its gateway another key; the bundle that says so is there to be published.
+    fn rotate(&self, key: &SigningKey) -> anyhow::Result<()> {
+        let name = GatewayName::parse("fr-1")?;
+        let proof = gateway_key_proof(&self.first.federation, self.first.state, &name, key);
+        let next = TrustBundle {
+            sequence: 2,
+            previous: Some(self.first.digest()),
+            gateways: vec![GatewayKey { name, key: key.public(), proof }],
+            ..self.first.clone()
+        };
+        let signed = serde_json::to_vec(&next.sign(&self.authority.root()?))?;
+        replace(&self.folder.join("bundle.json"), &signed, 0o644)
+    }
+
+    fn use_key(&self, key: &SigningKey) -> anyhow::Result<()> {
+        replace(&self.folder.join("signing.pem"), key.to_pkcs8_pem().as_bytes(), 0o600)
+    }
+}
+
+#[tokio::test]
+async fn the_registry_says_whose_key_it_is_and_not_the_genesis() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = State::found(folder.path()).expect("a state");
+    let old = read_signing_key(&folder.path().join("signing.pem")).expect("a key");
+    let new = SigningKey::from_seed([7; 32]);
+    state.rotate(&new).expect("a bundle");
+
+    let gateway = state.start().await.expect("a start");
+    let mut revisions = gateway.consensus.changes();
+    let published = async {
+        while gateway.consensus.read(|it| it.members().all(|member| member.bundle_at == Revision(0))) {
+            revisions.changed().await.expect("a revision");
+        }
+    };
+    tokio::time::timeout(PATIENCE, published).await.expect("a publication");
+    gateway.stop().await;
+
+    for (key, is_its_own) in [(&new, true), (&old, false)] {
+        state.use_key(key).expect("another key");
+        let gateway = state.start().await.expect("a start");
+        let refused = tokio::time::timeout(PATIENCE, gateway.refused_key()).await.expect("a judgement");
+        assert_eq!(refused.is_none(), is_its_own, "{refused:?}");
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_what_a_client_began() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = State::found(folder.path()).expect("a state");
+    std::fs::write(folder.path().join("bundle.json"), "none yet").expect("a file");
+    let gateway = state.start().await.expect("a start");
+    let stopping = gateway.work.stop.clone();
+    let (began, ended) = tokio::sync::oneshot::channel();
+    gateway.work.tasks.spawn(async move {
+        stopping.cancelled().await;
+        tokio::task::yield_now().await;
+        began.send(()).expect("somebody waits");
+    });
+    gateway.stop().await;
+    assert_eq!(ended.await, Ok(()));
+}
