@@ -152,7 +152,7 @@ impl Home {
         };
         let payload = Digest::of(&task.payload);
         self.archive.expect(job, owner, task.payload.len() as u64);
-        self.remember(task, submission, &key, arrival, &verdicts).await?;
+        self.remember(task, !is_new, submission, &key, arrival, &verdicts).await?;
         let stored = self.stages.add(Stage::Store, decided);
         let submit = self.command(job, owner, payload, requirements, &verdicts, placement, now);
         let committed = self.commit(submit, &question, requirements, deadline).await;
@@ -267,6 +267,7 @@ impl Home {
     async fn remember(
         &self,
         task: TaskRecord,
+        again: bool,
         submission: &Submission,
         key: &ScopedKey,
         arrival: &Arrival,
@@ -283,6 +284,7 @@ impl Home {
         let accept = Change::Accept {
             task: Box::new(task),
             summary,
+            again,
             keys: vec![(key.bytes.clone(), remembered)],
             explanation: Arc::clone(&verdicts.explanation),
         };

@@ -20,8 +20,8 @@ use federation::{Batch, Command, Outcome, Revision};
 use futures_util::future::join_all;
 use postcard::ser_flavors::Size;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,8 +38,11 @@ pub use serials::Serials;
 const BATCH_MAX: usize = 256;
 /// Bytes of the commands in one envelope: packs and bundles are large. The rest is for its header and signature.
 const BATCH_BYTES_MAX: usize = ENVELOPE_BYTES_MAX - 4 * 1_024;
-/// Envelopes on their way at once: enough to keep the log busy while the next batch gathers.
-const IN_FLIGHT_MAX: usize = 4;
+/// Envelopes on their way at once, for commits that take as long as Europe is wide.
+const IN_FLIGHT_MAX: u32 = 8;
+/// While an envelope is on its way, commands gather this long before the next one follows it: each costs a signature, a
+/// check of it on every replica and a log entry. Commits in one building return sooner, so there one is on its way.
+const GATHER: Duration = Duration::from_millis(5);
 /// Commands that may wait: 16 full batches; beyond it the caller is told to come back.
 const WAITING_MAX: usize = 4096;
 /// How long a command takes at most if its caller does not say. Clients give up after 10 s, and what is done before and
@@ -128,7 +131,7 @@ impl Proposer {
             consensus: consensus.clone(),
             signer: Arc::new(signer),
             serials,
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
             tasks: tasks.clone(),
         };
         tasks.spawn(gathering.run(Queue { waiting, next: None }, stop));
@@ -228,8 +231,7 @@ struct Gathering {
 impl Gathering {
     async fn run(mut self, mut queue: Queue, stop: CancellationToken) {
         loop {
-            let permit =
-                Arc::clone(&self.in_flight).acquire_owned().await.expect("invariant: the semaphore is never closed");
+            let permit = self.place().await;
             self.leader(&stop).await;
             let batch = tokio::select! {
                 biased;
@@ -261,6 +263,14 @@ impl Gathering {
                 drop(permit);
             });
         }
+    }
+
+    /// Waits for a place among those on their way: until there is none, or [`GATHER`] has passed.
+    async fn place(&self) -> OwnedSemaphorePermit {
+        const OPEN: &str = "invariant: the semaphore is never closed";
+        let permit = Arc::clone(&self.in_flight).acquire_owned().await.expect(OPEN);
+        let _none_is_or_time_is_over = timeout(GATHER, self.in_flight.acquire_many(IN_FLIGHT_MAX - 1)).await;
+        permit
     }
 
     /// Waits until somebody leads, as far as is known here. A gateway that stops tries with what it has.

@@ -107,6 +107,8 @@ pub enum Change {
         task: Box<TaskRecord>,
         /// What lists show of it.
         summary: Summary,
+        /// An earlier try is remembered, and may have been given up.
+        again: bool,
         /// The scoped keys under which it must be found again.
         keys: Vec<(Vec<u8>, RememberedKey)>,
         /// The verdicts; kept once however many tasks refer to them.

@@ -36,6 +36,7 @@ fn accept(number: u8) -> Change {
     Change::Accept {
         keys: vec![(vec![number], remembered)],
         summary: summary(number),
+        again: false,
         task: Box::new(task),
         explanation: Arc::from(&b"verdicts"[..]),
     }
@@ -122,6 +123,16 @@ async fn a_sweep_takes_old_keys_and_old_ended_tasks_only() {
     let keys = [1, 2, 9].map(|number| store.key(&[number]).expect("read").is_some());
     assert_eq!(keys, [false, false, true], "keys end after 100 ms");
     assert!(store.task(&job).expect("read").is_some(), "kept as long as tasks are kept");
+
+    let remembered = store.key(&[9]).expect("read").expect("a key");
+    let again = RememberedKey { until: Timestamp(500), ..remembered };
+    let mut other = accept(8);
+    if let Change::Accept { keys, .. } = &mut other {
+        *keys = vec![(vec![9], again)];
+    }
+    store.write(other).await.expect("written");
+    store.write(sweep(110, 0)).await.expect("written");
+    assert!(store.key(&[9]).expect("read").is_some(), "a key that was used again counts on");
 
     store.write(sweep(105, 5)).await.expect("written");
     let tasks = [1, 2, 9].map(|number| store.task(&task(number).job).expect("read").is_some());

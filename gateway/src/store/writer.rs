@@ -61,7 +61,12 @@ fn write_all(database: &Database, changes: &[Change]) -> Result<(), StoreFailed>
     let mut tables = Tables::open(&write)?;
     for change in changes {
         match change {
-            Change::Accept { task, summary, keys, explanation } => tables.accept(task, summary, keys, explanation)?,
+            Change::Accept { task, summary, again, keys, explanation } => {
+                if *again {
+                    tables.begin_anew(&task.job, keys)?;
+                }
+                tables.accept(task, summary, keys, explanation)?;
+            }
             Change::Forget { job, owner, keys } => {
                 tables.remove_task(job, owner)?;
                 keys.iter().try_for_each(|key| tables.remove_key(key))?;
@@ -111,11 +116,7 @@ impl<'txn> Tables<'txn> {
         let id = task.job.to_string();
         put(&mut self.tasks, id.as_bytes(), &encode(task)?)?;
         put(&mut self.by_owner, &owner_key(&task.owner, &task.job), &encode(summary)?)?;
-        // A task that was given up before it was committed begins anew.
-        take(&mut self.ended, id.as_bytes())?;
-        take(&mut self.records, id.as_bytes())?;
         for (key, remembered) in keys {
-            self.remove_key(key)?;
             put(&mut self.keys, key, &encode(remembered)?)?;
             self.keys_by_end.insert(end_key(remembered.until, key).as_slice(), ()).map_err(database_error)?;
         }
@@ -125,6 +126,14 @@ impl<'txn> Tables<'txn> {
         }
         self.explained.insert(explained_key(&summary.explanation, &task.job).as_slice(), ()).map_err(database_error)?;
         Ok(())
+    }
+
+    /// Forgets how an earlier try of the same task came to nothing.
+    fn begin_anew(&mut self, job: &JobId, keys: &[(Vec<u8>, RememberedKey)]) -> Result<(), StoreFailed> {
+        let id = job.to_string();
+        take(&mut self.ended, id.as_bytes())?;
+        take(&mut self.records, id.as_bytes())?;
+        keys.iter().try_for_each(|(key, _)| self.remove_key(key))
     }
 
     fn remove_key(&mut self, key: &[u8]) -> Result<(), StoreFailed> {
@@ -157,12 +166,22 @@ impl<'txn> Tables<'txn> {
     }
 
     fn sweep(&mut self, now: Timestamp, tasks_before: Timestamp) -> Result<(), StoreFailed> {
-        let end = now.0.to_be_bytes();
         let mut over = Vec::new();
-        for entry in self.keys_by_end.range::<&[u8]>(..&end[..]).map_err(database_error)?.take(SWEEP_MAX) {
-            over.push(entry.map_err(database_error)?.0.value()[end.len()..].to_vec());
+        for entry in
+            self.keys_by_end.range::<&[u8]>(..&now.0.to_be_bytes()[..]).map_err(database_error)?.take(SWEEP_MAX)
+        {
+            over.push(entry.map_err(database_error)?.0.value().to_vec());
         }
-        over.iter().try_for_each(|key| self.remove_key(key))?;
+        for end_and_key in over {
+            self.keys_by_end.remove(end_and_key.as_slice()).map_err(database_error)?;
+            let (_, key) = end_and_key.split_at(size_of::<u64>());
+            let known = self.keys.get(key).map_err(database_error)?.map(|bytes| bytes.value().to_vec());
+            let known: Option<RememberedKey> = known.map(|bytes| decode(&bytes, &"an idempotency key")).transpose()?;
+            // A key that was used again since then counts on.
+            if known.is_some_and(|known| known.until < now) {
+                take(&mut self.keys, key)?;
+            }
+        }
 
         // Ids sort by time, so the oldest tasks are the first.
         let newest = JobId::new(tasks_before.0, [0; 10]).to_string();
