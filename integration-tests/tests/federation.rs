@@ -4,6 +4,7 @@ mod federation {
     mod bad_input;
     mod clients;
     mod crashes;
+    mod house;
     mod local_driver;
     mod peers;
     mod privacy;
