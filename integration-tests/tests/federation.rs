@@ -2,6 +2,7 @@
 
 mod federation {
     mod bad_input;
+    mod changes;
     mod clients;
     mod crashes;
     mod house;
