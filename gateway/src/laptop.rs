@@ -68,14 +68,14 @@ pub type Progress<'a> = &'a dyn Fn(&str);
 
 impl Laptop {
     /// Makes keys, certificates, genesis and configurations in a folder that has none yet.
-    pub fn found(folder: &Path, progress: Progress<'_>) -> anyhow::Result<Laptop> {
+    pub fn found(folder: &Path, first_port: Option<u16>, progress: Progress<'_>) -> anyhow::Result<Laptop> {
         if folder.join("genesis.json").exists() {
             bail!("{} holds a federation already; name another folder with --data-dir or remove it", folder.display());
         }
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let folder = std::path::absolute(folder)?;
         progress("making one certificate authority, one root key and one gateway per state");
-        let ports = Ports::reserve()?;
+        let ports = Ports::reserve(first_port)?;
         let mut founding = Vec::new();
         for (index, code) in STATES.iter().enumerate() {
             founding.push(Founding::prepare(&folder, code, index, &ports)?);
@@ -282,10 +282,16 @@ struct Ports {
 }
 
 impl Ports {
-    fn reserve() -> anyhow::Result<Ports> {
+    fn reserve(first: Option<u16>) -> anyhow::Result<Ports> {
         let mut held = Vec::new();
-        for _ in 0..2 * STATES.len() {
-            held.push(TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?);
+        for number in 0..2 * STATES.len() as u16 {
+            // 0: any that is free.
+            let port = first.map_or(Some(0), |first| first.checked_add(number)).context("ports end at 65535")?;
+            let bound = TcpListener::bind(("127.0.0.1", port));
+            held.push(bound.with_context(|| match port {
+                0 => "no free port on 127.0.0.1".to_owned(),
+                port => format!("port {port} of 127.0.0.1 is taken; choose six others with --port"),
+            })?);
         }
         Ok(Ports { held })
     }

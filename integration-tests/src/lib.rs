@@ -6,6 +6,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use gateway::cli::client::{Answer, Client};
@@ -35,24 +36,38 @@ pub fn program() -> PathBuf {
     program
 }
 
+/// The first of six ports that no other test here uses, also not while one of its gateways is dead, and that the system
+/// gives to no outgoing connection.
+fn first_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let blocks = 3_000;
+    let offset = (std::process::id() % blocks) as u16;
+    10_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % blocks as u16 * 6
+}
+
 impl Federation {
     /// Starts a federation and returns when it is ready.
     pub fn start() -> Federation {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut up = Command::new(program())
-            .args(["up", "--json", "--data-dir"])
-            .arg(folder.path().join("federation"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let mut line = String::new();
-        BufReader::new(up.stdout.take().expect("a pipe")).read_line(&mut line).expect("a readable pipe");
-        if line.is_empty() {
-            let output = up.wait_with_output().expect("an ended program");
-            panic!("up failed: {}", String::from_utf8_lossy(&output.stderr));
+        loop {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let mut up = Command::new(program())
+                .args(["up", "--json", "--port", &first_port().to_string(), "--data-dir"])
+                .arg(folder.path().join("federation"))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the program starts");
+            let mut line = String::new();
+            BufReader::new(up.stdout.take().expect("a pipe")).read_line(&mut line).expect("a readable pipe");
+            if line.is_empty() {
+                let output = up.wait_with_output().expect("an ended program");
+                let why = String::from_utf8_lossy(&output.stderr);
+                assert!(why.contains("is taken"), "up failed: {why}");
+                continue;
+            }
+            let about = serde_json::from_str(&line).expect("one line of JSON");
+            return Federation { about, up, folder, restarted: vec![] };
         }
-        Federation { about: serde_json::from_str(&line).expect("one line of JSON"), up, folder, restarted: vec![] }
     }
 
     /// What `up --json` printed.
@@ -120,7 +135,13 @@ impl Federation {
         self.about["processes"][state] = child.id().into();
         self.restarted.push(child);
         let mut client = self.client(state, &format!("operator.{state}"));
+        let child = self.restarted.last_mut().expect("it was pushed");
         eventually("the restarted gateway answers", async || {
+            if let Some(status) = child.try_wait().expect("a child to look at") {
+                let log = std::fs::read_to_string(folder.join("gateway.log")).unwrap_or_default();
+                let last: Vec<_> = log.lines().rev().take(5).collect();
+                panic!("the restarted gateway of {state} ended: {status}; its last words, backwards: {last:#?}");
+            }
             let health = client.read("/v1/health").await.ok()?;
             (health["status"] == "ok").then_some(())
         })

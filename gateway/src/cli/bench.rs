@@ -55,7 +55,7 @@ pub async fn bench(bench: &Bench) -> anyhow::Result<()> {
 
 async fn place(it: &PlaceBench) -> anyhow::Result<()> {
     let folder = Folder::choose(&it.place);
-    let mut laptop = Laptop::found(folder.path(), &progress)?;
+    let mut laptop = Laptop::found(folder.path(), it.place.port, &progress)?;
     let measured = async {
         laptop.start(&progress).await?;
         measure(&laptop, it).await

@@ -18,7 +18,7 @@ const TASKS: &str = "/ga4gh/tes/v1/tasks";
 pub async fn demo(place: &Place) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
     let folder = Folder::choose(place);
-    let mut laptop = Laptop::found(folder.path(), &progress)?;
+    let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
     let told = tokio::select! {
         told = start_and_tell(&mut laptop) => told,
         asked = stop_asked() => asked,

@@ -14,6 +14,9 @@ pub struct Place {
     /// A folder for keys, data and logs; by default a temporary one that is removed at the end
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
+    /// The first of six ports in a row on 127.0.0.1; by default any six that are free
+    #[arg(long)]
+    pub port: Option<u16>,
 }
 
 /// The folder in use; a temporary one is removed when this is dropped.
@@ -75,7 +78,7 @@ pub fn progress(line: &str) {
 /// Starts the federation, says how to use it, and waits for the end.
 pub async fn up(place: &Place, json: bool) -> anyhow::Result<()> {
     let folder = Folder::choose(place);
-    let mut laptop = Laptop::found(folder.path(), &progress)?;
+    let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
     let result = run(&mut laptop, json).await;
     progress("stopping the gateways");
     laptop.stop().await;
