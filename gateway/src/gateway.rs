@@ -97,7 +97,7 @@ impl Gateway {
         let (work, ties) = (Part::default(), Part::default());
         let peer_threads = PeerThreads::start().context("cannot start threads")?;
         fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
-        let store = Store::open(&config.data_dir)?;
+        let store = Store::open(&config.data_dir).await?;
         // Both ports first: a taken one is the most likely fault, and nothing has happened yet.
         let public = listen(config.public_listen).await?;
         let peer = peer_threads.handle().spawn(listen(config.peer_listen)).await??;

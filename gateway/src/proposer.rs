@@ -39,7 +39,7 @@ const BATCH_MAX: usize = 256;
 /// Bytes of the commands in one envelope: packs and bundles are large. The rest is for its header and signature.
 const BATCH_BYTES_MAX: usize = ENVELOPE_BYTES_MAX - 4 * 1_024;
 /// Envelopes on their way at once, for commits that take as long as Europe is wide.
-const IN_FLIGHT_MAX: u32 = 8;
+const IN_FLIGHT_MAX: u32 = 4;
 /// While an envelope is on its way, commands gather this long before the next one follows it: each costs a signature, a
 /// check of it on every replica and a log entry. Commits in one building return sooner, so there one is on its way.
 const GATHER: Duration = Duration::from_millis(5);

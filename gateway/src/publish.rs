@@ -3,7 +3,7 @@
 //! The pack, the offers and the trust bundle are compared with what the registry has and published when they differ, at
 //! start and whenever a file or the registry changes. A pool that is no longer configured is withdrawn.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use certs::{GatewayName, SignedBundle};
 use federation::raft::Consensus;
@@ -14,30 +14,33 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::proposer::Proposer;
 
-/// How soon a refused or lost publication is tried again.
+/// How soon a lost publication is tried again.
 const RETRY: Duration = Duration::from_millis(300);
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A file that cannot be used is complained about this often, in looks.
-const COMPLAIN_EVERY: u32 = 60;
+/// A file that cannot be used is complained about this often, and what the registry rejected is tried again.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Keeps the registry as the configuration says, until `stop`.
 pub async fn run(config: Config, consensus: Consensus, proposer: Proposer, stop: CancellationToken) {
-    for look in 0_u32.. {
-        let due = match due(&config, &consensus) {
-            Ok(due) => due,
-            Err(reason) => {
-                if look % COMPLAIN_EVERY == 0 {
-                    tracing::error!(reason, "what is configured is not published");
-                }
-                vec![]
+    let mut rejected: Vec<(Command, Instant)> = vec![];
+    let mut complained: Option<Instant> = None;
+    loop {
+        let (mut due, unusable) = due(&config, &consensus);
+        if !unusable.is_empty() && complained.is_none_or(|at| at.elapsed() >= PATIENCE) {
+            complained = Some(Instant::now());
+            for reason in unusable {
+                tracing::error!(reason, "not published");
             }
-        };
+        }
+        rejected.retain(|(_, at)| at.elapsed() < PATIENCE);
+        due.retain(|command| rejected.iter().all(|(known, _)| known != command));
         let rest = if due.is_empty() { LOOK_EVERY } else { RETRY };
         for command in due {
-            match proposer.commit(command).await {
+            match proposer.commit(command.clone()).await {
                 Ok((revision, Outcome::Rejected(reason))) => {
-                    tracing::warn!(%reason, revision = revision.0, "publication rejected");
+                    tracing::error!(%reason, revision = revision.0, "the registry rejects what is configured");
+                    rejected.push((command, Instant::now()));
                 }
                 Ok((revision, _)) => {
                     let _seen_later_if_late = consensus.wait_for(revision, RETRY).await;
@@ -52,13 +55,19 @@ pub async fn run(config: Config, consensus: Consensus, proposer: Proposer, stop:
     }
 }
 
-/// What has to be published so that the registry says what the configuration says.
-fn due(config: &Config, consensus: &Consensus) -> Result<Vec<Command>, String> {
+/// What has to be published so that the registry says what the configuration says, and which files cannot be used.
+fn due(config: &Config, consensus: &Consensus) -> (Vec<Command>, Vec<String>) {
     let state = config.gateway.state;
-    let bundle = new_bundle(config, consensus)?;
-    let pack = new_pack(config, consensus)?;
-    Ok(consensus.read(|registry| {
-        let mut due: Vec<Command> = bundle.map(Command::PublishBundle).into_iter().collect();
+    let (mut due, mut unusable) = (vec![], vec![]);
+    match new_bundle(config, consensus) {
+        Ok(bundle) => due.extend(bundle.map(Command::PublishBundle)),
+        Err(reason) => unusable.push(reason),
+    }
+    let pack = new_pack(config, consensus).unwrap_or_else(|reason| {
+        unusable.push(reason);
+        None
+    });
+    consensus.read(|registry| {
         let published = registry.pack(state);
         due.extend(pack.map(|source| {
             Command::PublishPack(PublishPack {
@@ -72,8 +81,8 @@ fn due(config: &Config, consensus: &Consensus) -> Result<Vec<Command>, String> {
             .map(|known| Published { offer: &known.offer, withdrawn: known.withdrawn })
             .collect();
         due.extend(offers_due(&config.gateway.name, &config.offers(), &published));
-        due
-    }))
+    });
+    (due, unusable)
 }
 
 /// An offer as the registry has it.

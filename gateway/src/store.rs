@@ -11,13 +11,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use certs::Digest;
 use federation::{JobId, Pseudonym, Timestamp};
 use policy::ResearcherFacts;
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep};
 
 use crate::error::{Code, Problem};
 
@@ -28,6 +30,9 @@ mod tests;
 
 /// Changes that may wait for the writer: far above what the proposer lets through.
 const WAITING_MAX: usize = 8_192;
+/// How long a store that another process has open is waited for: the threads of one that was killed end one by one.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(5);
+const IN_USE_POLL: Duration = Duration::from_millis(20);
 /// The format of this file; raised when a table changes its meaning.
 const FORMAT: u64 = 1;
 
@@ -152,6 +157,9 @@ pub enum StoreFailed {
     /// The database reports an error: disk full, failed sync, damaged file.
     #[error("the task store failed: {0}")]
     Database(String),
+    /// Another process has it open.
+    #[error("another gateway is running in this data folder; stop it first, or name another folder")]
+    InUse,
     /// The file was written by a newer release.
     #[error("the task store has format {found}, this release knows {FORMAT}; run the newer release")]
     Newer {
@@ -187,9 +195,22 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store in a folder.
-    pub fn open(folder: &Path) -> Result<Store, StoreFailed> {
-        let database = Database::create(folder.join("tasks.redb")).map_err(database_error)?;
+    /// Opens or creates the store in a folder. Waits a while for a process that is just being ended to let go of it.
+    pub async fn open(folder: &Path) -> Result<Store, StoreFailed> {
+        let deadline = Instant::now() + IN_USE_PATIENCE;
+        loop {
+            match Store::try_open(folder) {
+                Err(StoreFailed::InUse) if Instant::now() < deadline => sleep(IN_USE_POLL).await,
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_open(folder: &Path) -> Result<Store, StoreFailed> {
+        let database = Database::create(folder.join("tasks.redb")).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreFailed::InUse,
+            other => database_error(other),
+        })?;
         writer::prepare(&database)?;
         let database = Arc::new(database);
         let (queue, waiting) = mpsc::channel(WAITING_MAX);

@@ -44,31 +44,19 @@ fn accept(number: u8) -> Change {
 
 async fn with(numbers: &[u8]) -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let store = Store::open(folder.path()).expect("a store");
+    let store = Store::open(folder.path()).await.expect("a store");
     for number in numbers {
         store.write(accept(*number)).await.expect("written");
     }
     (folder, store)
 }
 
-/// The writer thread closes the file shortly after the last handle is gone.
-fn reopen(folder: &Path) -> Store {
-    loop {
-        match Store::open(folder) {
-            Ok(store) => return store,
-            Err(StoreFailed::Database(reason)) if reason.contains("already open") => {
-                thread::yield_now();
-            }
-            Err(other) => panic!("{other}"),
-        }
-    }
-}
-
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_reopening() {
     let (folder, store) = with(&[1, 2, 3]).await;
+    // The writer thread closes the file shortly after the last handle is gone.
     drop(store);
-    let store = reopen(folder.path());
+    let store = Store::open(folder.path()).await.expect("a store");
     assert_eq!(store.task(&task(2).job).expect("read"), Some(task(2)));
     let found = store.key(&[3]).expect("read").expect("a key");
     assert_eq!(found.job, task(3).job);
@@ -138,4 +126,10 @@ async fn a_sweep_takes_old_keys_and_old_ended_tasks_only() {
     let tasks = [1, 2, 9].map(|number| store.task(&task(number).job).expect("read").is_some());
     assert_eq!(tasks, [false, true, true], "an open task stays, however old");
     assert!(store.explanation(&task(2).explanation).expect("read").is_some(), "others refer to it");
+}
+
+#[tokio::test]
+async fn one_process_has_it_at_a_time() {
+    let (folder, _store) = with(&[]).await;
+    assert!(matches!(Store::try_open(folder.path()), Err(StoreFailed::InUse)));
 }
