@@ -292,6 +292,19 @@ mod tests {
     }
 
     #[test]
+    fn the_api_documents_every_code_as_it_is() {
+        let api = include_str!("../../docs/api.md");
+        for code in Code::ALL {
+            let fault = json!(code.fault());
+            let retry = code.retry_after_s().map_or_else(|| "no".to_owned(), |seconds| format!("after {seconds} s"));
+            let (text, status) = (code.as_str(), code.status().as_u16());
+            let row =
+                format!("| `{text}` | {status} | {} | {retry} | {} |", fault.as_str().expect("text"), code.title());
+            assert!(api.contains(&row), "docs/api.md has no row {row}");
+        }
+    }
+
+    #[test]
     fn extensions_are_added_and_replace_nothing() {
         let problem =
             Problem::new(Code::NotFound, "no").with("pools", json!([1])).with("status", 200).with("code", "fine");
