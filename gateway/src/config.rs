@@ -14,6 +14,10 @@ use serde::Deserialize;
 
 use crate::driver::{Isolation, RunAs};
 
+mod slurm;
+
+pub use slurm::{SlurmFactory, SlurmPartition};
+
 /// Largest configuration file that is read: 64 factories x 16 pools x 1 KiB.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -111,6 +115,8 @@ pub struct Factory {
     /// Asked price; 0 is a gift.
     #[serde(default)]
     pub price_milli_eur_per_gpu_hour: u32,
+    /// Its scheduler, if that is Slurm; else the built-in driver runs its jobs.
+    pub slurm: Option<SlurmFactory>,
     /// The pools of this factory.
     #[serde(rename = "pool")]
     pub pools: Vec<Pool>,
@@ -141,6 +147,8 @@ pub struct Pool {
     /// Longest job.
     #[serde(default = "default_walltime_max_s")]
     pub walltime_max_s: u32,
+    /// What Slurm calls these GPUs, in a factory whose scheduler is Slurm.
+    pub slurm: Option<SlurmPartition>,
 }
 
 /// The built-in driver's rules.
@@ -256,13 +264,12 @@ impl Config {
 
     /// The offers of this gateway's factories. Sequences are chosen when they are published.
     pub fn offers(&self) -> Vec<Offer> {
-        let mut offers = Vec::new();
-        for factory in &self.factories {
-            for pool in &factory.pools {
-                offers.push(self.offer(factory, pool));
-            }
-        }
-        offers
+        self.factories.iter().flat_map(|factory| self.offers_of(factory)).collect()
+    }
+
+    /// The offers of one of them.
+    pub fn offers_of(&self, factory: &Factory) -> Vec<Offer> {
+        factory.pools.iter().map(|pool| self.offer(factory, pool)).collect()
     }
 
     /// The id of a factory of this gateway's state.
@@ -312,6 +319,7 @@ impl Config {
         for path in named.into_iter().chain(optional).chain(local).chain(&mut self.bundle) {
             *path = base.join(&*path);
         }
+        self.factories.iter_mut().filter_map(|factory| factory.slurm.as_mut()).for_each(|slurm| slurm.resolve(base));
     }
 
     /// Bounds what is multiplied and numbered here; the registry checks the rest of an offer.
@@ -345,6 +353,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::SlurmSettings;
 
     const GOOD: &str = r#"
 gateway = "FR/fr-1"
@@ -401,6 +410,44 @@ gpus_per_node = 4
         assert_eq!((local.isolation, local.run_as), (Isolation::Auto, Some(RunAs { uid: 990, gid: 991 })));
         assert!(local.attempts_dir.expect("a folder").is_absolute());
         assert_eq!(local.disk_reserve_gib, 1, "what is not named keeps its default");
+    }
+
+    const SLURM: &str = r#"slurm = { partition = "federated", gres = "gpu:h100" }
+
+[factory.slurm]
+url = "http://slurm.example:6820"
+account = "entente"
+token_command = ["/usr/local/bin/entente-token"]
+spool = "/shared/entente/spool"
+accounts = "accounts.toml"
+program = "/shared/entente/bin/entente"
+launcher = ["apptainer", "exec", "--nv", "--bind={root}/{top}:/{top}", "--pwd={workdir}", "docker://{image}"]
+file_roots = ["/shared/data"]
+"#;
+
+    #[test]
+    fn a_factory_with_slurm_has_pools_that_slurm_knows() {
+        let settings = |text: &str| {
+            let config = check(text)?;
+            SlurmSettings::of(&config, &config.factories[0]).map_err(|bad| bad.to_string())
+        };
+        assert!(settings(GOOD).expect("settings").is_none());
+        let slurm = settings(&format!("{GOOD}{SLURM}")).expect("settings").expect("a cluster");
+        assert_eq!(slurm.pools[0].id.to_string(), "FR/jean-zay/h100-80");
+        assert_eq!((slurm.pools[0].gres.to_string().as_str(), slurm.pools[0].nodes), ("gpu:h100", 364));
+        assert!(slurm.accounts.is_absolute() && slurm.journal.ends_with("data/slurm/jean-zay"));
+        for (good, bad, reason) in [
+            ("slurm = {", "# slurm = {", "needs slurm ="),
+            ("\"gpu:h100\"", "\"gpu:h100:4\"", "not a name of GPUs"),
+            ("account = \"entente\"", "account = \"root\"", "not a local name"),
+            ("program =", "token_file = \"/run/{user}\"\nprogram =", "one of them"),
+            ("spool = \"/shared/entente/spool\"\n", "", "spool"),
+        ] {
+            let text = format!("{GOOD}{SLURM}").replace(good, bad);
+            assert!(settings(&text).is_err_and(|why| why.contains(reason)), "{bad}");
+        }
+        let (pool, _) = SLURM.split_once('\n').expect("lines");
+        assert!(settings(&format!("{GOOD}{pool}\n")).is_err_and(|why| why.contains("has no [factory.slurm]")));
     }
 
     #[test]

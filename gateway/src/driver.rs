@@ -19,6 +19,7 @@ mod folder;
 mod follower;
 mod glob;
 mod gpus;
+mod launcher;
 mod limits;
 mod local;
 mod order;
@@ -30,6 +31,7 @@ mod remover;
 mod sandbox;
 mod search;
 mod settings;
+mod slurm;
 mod staging;
 mod step;
 mod stop;
@@ -37,11 +39,16 @@ mod supervisor;
 mod tree;
 mod work;
 
+pub use launcher::BadLauncher;
 pub use local::{Local, stop_attempts};
 pub use record::{AttemptRecord, ExecutorRecord, LogChunk, LogStream, OutputRecord, Pipe};
 pub use record::{LOG_CHUNK_BYTES_MAX, RECORD_BYTES_MAX, TAIL_BYTES_MAX};
 pub use sandbox::{Isolation, RunAs};
 pub use settings::{LocalPool, LocalSettings, NoDriver};
+pub use slurm::{
+    BadAccounts, BadAddress, BadGres, BadName, GresName, LocalName, NoSlurm, Slurm, SlurmPool, SlurmSettings,
+    TokenSource,
+};
 pub use supervisor::run_attempt;
 pub use work::{Source, StageIn, StageKind, StageOut, Step, WorkOrder, WorkOwner};
 

@@ -24,7 +24,8 @@ use tokio_util::task::TaskTracker;
 use crate::archive::Archive;
 use crate::authority::read_signing_key;
 use crate::config::{Config, TimersProfile};
-use crate::driver::{Driver, Local};
+use crate::driver::Driver;
+use crate::drivers::Drivers;
 use crate::entry::{Entry, Tokens};
 use crate::home::Home;
 use crate::host::Host;
@@ -123,7 +124,7 @@ impl Gateway {
         };
         // Since the genesis others may have lost what it says of them.
         renewal.follow();
-        let driver: Arc<dyn Driver> = Arc::new(Local::open(&config)?);
+        let driver: Arc<dyn Driver> = Arc::new(Drivers::open(&config)?);
         let signer = Signer { owner: config.gateway.state, key: identity.signing.clone() };
         let serials = Serials::open(&config.data_dir, lowest_serial(&consensus, &signer))
             .context("cannot tell which serials were used before")?;

@@ -28,6 +28,7 @@ pub mod store;
 
 // What runs the tasks.
 pub mod driver;
+pub mod drivers;
 
 // All of it together, and how people start and use it.
 pub mod cli;

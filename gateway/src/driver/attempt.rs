@@ -11,6 +11,7 @@ use federation::End;
 use super::capture::Capture;
 use super::fault::{Broken, Fault};
 use super::folder::{Done, Folder};
+use super::launcher::{self, Launcher};
 use super::order::{Order, OrderStep, TaskPath};
 use super::record::Notes;
 use super::sandbox::RunAs;
@@ -175,14 +176,17 @@ impl Attempt<'_> {
 
 fn first_record(order: &Order) -> AttemptRecord {
     let devices: Vec<String> = order.devices.iter().map(u32::to_string).collect();
+    let devices = if order.rules.launcher.is_some() { launcher::devices() } else { devices.join(",") };
+    let has_image = order.rules.launcher.as_ref().is_some_and(Launcher::uses_image);
+    let image = if has_image { "as the site's launcher takes it" } else { "not unpacked: programs of the host" };
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let network = order.rules.network || order.rules.sandbox.shares_network();
     let metadata = [
         ("isolation", order.rules.sandbox.as_str().to_owned()),
         ("network", if network { "host" } else { "none" }.to_owned()),
-        ("devices", devices.join(",")),
+        ("devices", devices),
         ("host", host.trim().to_owned()),
-        ("image", "not unpacked: programs of the host".to_owned()),
+        ("image", image.to_owned()),
     ];
     AttemptRecord {
         begin_ms: now_ms(),

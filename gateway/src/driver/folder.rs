@@ -253,13 +253,19 @@ impl Folder {
         remove(&self.0)
     }
 
+    /// Whether two accounts work in it: one that made it, and another of its group.
+    fn is_shared(&self) -> io::Result<bool> {
+        Ok(fs::metadata(&self.0)?.permissions().mode() & 0o020 != 0)
+    }
+
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<T> {
         Ok(serde_json::from_slice(&fs::read(self.0.join(name))?)?)
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let draft = self.0.join(format!("{name}.draft"));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        let mode = if self.is_shared()? { 0o644 } else { 0o600 };
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
         file.write_all(&serde_json::to_vec(value)?)?;
         file.sync_all()?;
         fs::rename(&draft, self.0.join(name))?;
@@ -273,7 +279,7 @@ pub(super) fn draft_name() -> String {
     format!("{DRAFT_PREFIX}{random:016x}")
 }
 
-fn parse_name(name: &str) -> Option<Key> {
+pub(super) fn parse_name(name: &str) -> Option<Key> {
     let (job, attempt) = name.split_once('.')?;
     Some((JobId::parse(job).ok()?, attempt.parse().ok()?))
 }

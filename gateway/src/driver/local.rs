@@ -27,7 +27,6 @@ use super::settings::{LocalSettings, NoDriver};
 use super::{
     AttemptRecord, AttemptStatus, Driver, DriverError, LOG_CHUNK_BYTES_MAX, LogChunk, LogStream, WorkOrder, now_ms,
 };
-use crate::config::Config;
 
 /// Between two looks at attempts that are stopping.
 const STOP_POLL: Duration = Duration::from_millis(20);
@@ -56,11 +55,6 @@ pub(super) struct Shared {
 struct DiskSeen(AtomicU64);
 
 impl Local {
-    /// The driver of a gateway, as it is configured.
-    pub fn open(config: &Config) -> Result<Local, NoDriver> {
-        Local::start(LocalSettings::of(config))
-    }
-
     /// Starts a driver and takes up every attempt that an earlier one left.
     pub fn start(settings: LocalSettings) -> Result<Local, NoDriver> {
         let (settings, rules) = settings.prepare()?;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::Key;
 use super::glob::has_wildcard;
+use super::launcher::Launcher;
 use super::place::{BadUrl, Place};
 use super::record::STEPS_MAX;
 use super::sandbox::{RunAs, Sandbox};
@@ -86,6 +87,10 @@ pub(super) struct Rules {
     /// Disk that no attempt may use up, in bytes.
     #[serde(default)]
     pub disk_reserve: u64,
+    /// Set where a scheduler starts supervisors: as the task's own account, on devices of its choice, in a folder that
+    /// the gateway shares with the nodes.
+    #[serde(default)]
+    pub launcher: Option<Launcher>,
 }
 
 /// What runs.
@@ -96,6 +101,8 @@ pub(super) struct Order {
     pub pool: PoolId,
     /// Numbers of the devices that are this attempt's alone until it is done.
     pub devices: Vec<u32>,
+    #[serde(default)]
+    pub gpus: u32,
     pub ram_gib: u32,
     pub disk_gib: u32,
     pub walltime_s: u32,
@@ -163,6 +170,7 @@ impl Order {
             attempt: work.attempt,
             pool: work.pool,
             devices: Vec::new(),
+            gpus: work.gpus,
             ram_gib: work.ram_gib,
             disk_gib: work.disk_gib,
             walltime_s: work.walltime_s,

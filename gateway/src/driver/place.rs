@@ -162,6 +162,7 @@ mod tests {
             http_hosts: vec!["data.example".into(), "127.0.0.1:8080".into()],
             https_ca_file: None,
             disk_reserve: 0,
+            launcher: None,
         }
     }
 

@@ -15,8 +15,8 @@ use tokio::process::Command;
 
 use super::bubblewrap;
 use super::folder::Folder;
-use super::gpus;
 use super::order::{Order, OrderStep};
+use super::{gpus, launcher};
 
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What an operator asks for.
@@ -46,6 +46,8 @@ pub struct RunAs {
 pub(super) enum Sandbox {
     Bubblewrap,
     Process,
+    /// As the launcher of the site does it.
+    Launcher,
 }
 
 /// A command, and what must stay open until it is started: the supervisor starts one child at a time.
@@ -80,12 +82,13 @@ impl Sandbox {
         match self {
             Sandbox::Bubblewrap => "bubblewrap",
             Sandbox::Process => "process",
+            Sandbox::Launcher => "launcher",
         }
     }
 
     /// Whether steps see the machine's network whatever the rules say.
     pub fn shares_network(self) -> bool {
-        self == Sandbox::Process
+        self != Sandbox::Bubblewrap
     }
 
     /// The command that runs a step; its streams and limits are the caller's.
@@ -96,13 +99,17 @@ impl Sandbox {
                 let (command, options) = bubblewrap::command(order, step, folder)?;
                 (command, Some(options))
             }
-            Sandbox::Process => {
-                let mut command = Command::new(&step.command[0]);
-                command
-                    .args(&step.command[1..])
-                    .env_clear()
-                    .envs(environment(order, step, root.as_os_str()))
-                    .current_dir(root.join(step.workdir.below()));
+            Sandbox::Process | Sandbox::Launcher => {
+                let words = match &order.rules.launcher {
+                    Some(launcher) => &launcher.command(order, step, &root),
+                    None => &step.command,
+                };
+                let variables = match &order.rules.launcher {
+                    Some(launcher) => launcher::environment(order, step, &root, launcher.mounts()),
+                    None => environment(order, step, root.as_os_str()),
+                };
+                let mut command = Command::new(&words[0]);
+                command.args(&words[1..]).env_clear().envs(variables).current_dir(root.join(step.workdir.below()));
                 (command, None)
             }
         };

@@ -67,9 +67,10 @@ pub enum NoDriver {
 }
 
 impl LocalSettings {
-    /// The settings of a gateway, as it is configured.
+    /// The settings of a gateway, as it is configured: for the factories that have no scheduler of their own.
     pub fn of(config: &Config) -> LocalSettings {
-        let pools = config.offers().into_iter().map(|offer| LocalPool {
+        let factories = config.factories.iter().filter(|factory| factory.slurm.is_none());
+        let pools = factories.flat_map(|factory| config.offers_of(factory)).map(|offer| LocalPool {
             id: offer.pool,
             nodes: offer.nodes,
             gpus_per_node: offer.gpus_per_node,
@@ -122,6 +123,7 @@ impl LocalSettings {
             http_hosts: self.http_hosts.clone(),
             https_ca_file: self.https_ca_file.as_ref().map(real).transpose()?,
             disk_reserve: self.disk_reserve,
+            launcher: None,
         })
     }
 }

@@ -362,12 +362,14 @@ mod tests {
             http_hosts: vec![],
             https_ca_file: None,
             disk_reserve: 0,
+            launcher: None,
         };
         Order {
             job: JobId::new(0, [0; 10]),
             attempt: 1,
             pool: PoolId::parse("FR/jean-zay/h100-80").expect("a pool"),
             devices: vec![],
+            gpus: 0,
             ram_gib: 0,
             disk_gib: 1,
             walltime_s: 1,

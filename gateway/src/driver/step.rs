@@ -109,7 +109,7 @@ async fn wait(child: &mut Child, sandbox: Sandbox, stop: &mut Stop) -> io::Resul
     let deadline = Instant::now() + GRACE;
     terminate_descendants(spared);
     let in_time = timeout(GRACE, child.wait()).await;
-    if in_time.is_ok() && sandbox == Sandbox::Process {
+    if in_time.is_ok() && sandbox != Sandbox::Bubblewrap {
         // The command may have ended before those that it started.
         while Instant::now() < deadline && !descendants().is_empty() {
             reap_orphans(None);

@@ -19,6 +19,7 @@ use super::attempt::carry_out;
 use super::folder::{Done, Folder, Held};
 use super::limits;
 use super::processes::Birth;
+use super::slurm::sweep_beside;
 
 /// A driver looks at the lock for microseconds; another supervisor holds it for as long as the attempt runs.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -56,7 +57,12 @@ fn supervise(folder: &Folder) -> io::Result<()> {
     // A copy that was halted may still be in its last write.
     runtime.shutdown_background();
     conclude(folder, &held, &done)?;
-    folder.clear()
+    folder.clear()?;
+    if order.rules.launcher.is_some() {
+        // The gateway cannot remove what tasks of this account have left.
+        sweep_beside(folder.path());
+    }
+    Ok(())
 }
 
 /// Notes how the attempt ended. Nobody else knows it, so this is tried for a while on a machine that fails.
