@@ -33,10 +33,12 @@ pub enum Action {
 /// Costs what its own state holds and waits for, whatever the size of the federation.
 pub fn due(registry: &Registry, me: &GatewayId, now: Timestamp) -> Vec<Action> {
     let mut actions = Vec::new();
-    for offer in registry.offers_of(me.state).filter(|offer| offer.offer.served_by == me.name) {
+    for offer in registry.offers_of(me.state) {
+        // Whom an attempt was given to has it, also when the pool has been handed on since.
         let jobs = offer.ledger.holders.iter().map(|id| &registry.jobs[id]);
-        actions.extend(jobs.filter_map(|job| duty_of_host(job)));
-        if is_report_due(offer, now) {
+        let mine = jobs.filter(|job| job.holding().is_some_and(|attempt| attempt.served_by == me.name));
+        actions.extend(mine.filter_map(|job| duty_of_host(job)));
+        if offer.offer.served_by == me.name && is_report_due(offer, now) {
             actions.push(Action::Report { pool: offer.offer.pool });
         }
     }

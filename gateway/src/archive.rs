@@ -6,11 +6,12 @@
 //! Invariant: a task is on the list from before its commit until its end and its record are on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use federation::raft::Consensus;
-use federation::{Job, JobId, Pseudonym, Timestamp};
+use federation::{JobId, Pseudonym, Registry, Timestamp};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::driver::AttemptRecord;
 use crate::home::now;
 use crate::orders::{NoOrder, Orders};
-use crate::store::{Change, Store, StoreFailed};
+use crate::store::{Change, Ended, Store, StoreFailed, Unfinished};
 
 /// Ends are looked for this often at most: a look costs one step for each open task.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -33,7 +34,7 @@ const TRIES_MAX: u32 = 300;
 /// Records asked for at once, over all hosts.
 const ASKED_AT_ONCE: usize = 16;
 /// A commit that is under way for this long is no longer under way: proposals give up after seconds.
-const NEVER_COMMITTED_AFTER_MS: u64 = 10 * 60 * 1_000;
+const NEVER_COMMITTED_AFTER: Duration = Duration::from_secs(600);
 /// How long the look before a task is given up may take.
 const SURE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the store is swept.
@@ -62,10 +63,20 @@ pub struct Archive {
 #[derive(Default)]
 struct List {
     /// Tasks whose end is still to come.
-    open: BTreeMap<JobId, (Pseudonym, u64)>,
+    open: BTreeMap<JobId, OpenTask>,
     by_owner: BTreeMap<Pseudonym, Open>,
     /// Tasks whose record is still to come.
     ended: BTreeMap<JobId, Asked>,
+}
+
+#[derive(Clone, Copy)]
+struct OpenTask {
+    owner: Pseudonym,
+    bytes: u64,
+    /// Since the latest try to commit it, or since this process began.
+    since: Instant,
+    /// The registry was seen to hold it.
+    taken: bool,
 }
 
 /// How often a host was asked for a record, and when it is asked again.
@@ -78,12 +89,12 @@ struct Asked {
 impl Archive {
     /// Reads from the store what is still to come.
     pub fn open(consensus: Consensus, store: Store, orders: Arc<Orders>) -> Result<Archive, StoreFailed> {
-        let mut list = List::default();
-        for (job, owner, bytes, ended) in store.unfinished()? {
+        let (mut list, since) = (List::default(), Instant::now());
+        for Unfinished { job, owner, bytes, taken, ended } in store.unfinished()? {
             if ended {
-                list.ended.insert(job, Asked { times: 0, again: Instant::now() });
+                list.ended.insert(job, Asked { times: 0, again: since });
             } else {
-                list.add(job, owner, bytes);
+                list.add(job, OpenTask { owner, bytes, since, taken });
             }
         }
         Ok(Archive { consensus, store, orders, list: Mutex::new(list), asking: Semaphore::new(ASKED_AT_ONCE) })
@@ -93,7 +104,7 @@ impl Archive {
     pub fn expect(&self, job: JobId, owner: Pseudonym, bytes: u64) {
         let mut list = self.lock();
         list.remove(&job);
-        list.add(job, owner, bytes);
+        list.add(job, OpenTask { owner, bytes, since: Instant::now(), taken: false });
     }
 
     /// Takes a task off the list: it was refused, so nothing will come.
@@ -116,9 +127,8 @@ impl Archive {
                 tracing::warn!(%failed, "the ends of some tasks are not kept yet");
             }
             self.ask_for_records(&tasks, &stop);
-            if swept.elapsed() >= SWEEP_EVERY {
+            if swept.elapsed() >= SWEEP_EVERY && !self.sweep().await {
                 swept = Instant::now();
-                self.sweep().await;
             }
             let looked_at = Instant::now();
             tokio::select! {
@@ -130,47 +140,69 @@ impl Archive {
         }
     }
 
-    /// Keeps every end that the registry shows, in one sync, and ends what the registry never took.
+    /// Keeps every end that the registry shows, in one sync, and ends what it surely does not hold any more.
     async fn keep_ends(&self) -> Result<(), StoreFailed> {
-        let open: Vec<JobId> = self.lock().open.keys().copied().collect();
-        let (ended, missing) = self.consensus.read(|registry| {
-            let mut ended: Vec<Arc<Job>> = Vec::new();
-            let mut missing = Vec::new();
-            for job in open {
-                match registry.job_arc(&job) {
-                    Some(job) if job.state.is_final() => ended.push(job),
+        let open: Vec<(JobId, OpenTask)> = self.lock().open.iter().map(|(job, task)| (*job, *task)).collect();
+        let mut ends: Vec<(JobId, Instant, Ended)> = Vec::new();
+        let (mut taken, mut missing) = (Vec::new(), Vec::new());
+        self.consensus.read(|registry| {
+            for (job, task) in open {
+                match registry.job(&job) {
+                    Some(known) if known.state.is_final() => {
+                        ends.push((job, task.since, Ended::Job(Box::new(known.clone()))));
+                    }
+                    Some(_) if !task.taken => taken.push(job),
                     Some(_) => {}
-                    None => missing.push(job),
+                    None => missing.push((job, task)),
                 }
             }
-            (ended, missing)
         });
-        let mut ends: Vec<(JobId, Vec<u8>)> = ended.iter().map(|job| (job.id, as_json(job))).collect();
-        ends.extend(self.never_committed(missing).await.into_iter().map(|job| (job, vec![])));
-        let writes = ends.iter().map(|(job, ended)| self.store.write(Change::End { job: *job, ended: ended.clone() }));
-        for (written, (job, ended)) in join_all(writes).await.into_iter().zip(&ends) {
+        if !taken.is_empty() {
+            self.store.write(Change::Taken(taken.clone())).await?;
+            let mut list = self.lock();
+            for job in taken {
+                if let Some(task) = list.open.get_mut(&job) {
+                    task.taken = true;
+                }
+            }
+        }
+        ends.extend(self.surely_gone(missing).await);
+        let writes = ends.iter().map(|(job, _, ended)| {
+            let change = Change::End { job: *job, ended: ended.clone() };
+            self.store.write(change)
+        });
+        for (written, (job, since, ended)) in join_all(writes).await.into_iter().zip(&ends) {
             written?;
-            if ended.is_empty() {
-                tracing::warn!(%job, "given up: the registry never took it");
+            let has_record = matches!(ended, Ended::Job(_));
+            if !has_record {
+                tracing::warn!(%job, ?ended, "the registry does not hold this task");
                 self.store.write(Change::Record { job: *job, record: vec![] }).await?;
             }
             let mut list = self.lock();
-            list.remove(job);
-            if !ended.is_empty() {
-                list.ended.insert(*job, Asked { times: 0, again: Instant::now() });
+            // One that is being submitted again meanwhile is open again.
+            if list.open.get(job).is_some_and(|task| task.since == *since) {
+                list.remove(job);
+                if has_record {
+                    list.ended.insert(*job, Asked { times: 0, again: Instant::now() });
+                }
             }
         }
         Ok(())
     }
 
-    /// Which of these the registry surely does not hold and will not hold any more.
-    async fn never_committed(&self, missing: Vec<JobId>) -> Vec<JobId> {
-        let limit = now().0.saturating_sub(NEVER_COMMITTED_AFTER_MS);
-        let late: Vec<JobId> = missing.into_iter().filter(|job| job.made_at_ms() < limit).collect();
+    /// What became of tasks that the registry surely does not hold and will not hold any more.
+    async fn surely_gone(&self, missing: Vec<(JobId, OpenTask)>) -> Vec<(JobId, Instant, Ended)> {
+        let late = |task: &OpenTask| task.taken || task.since.elapsed() >= NEVER_COMMITTED_AFTER;
+        let late: Vec<_> = missing.into_iter().filter(|(_, task)| late(task)).collect();
         if late.is_empty() || self.consensus.linearize(SURE_TIMEOUT).await.is_err() {
             return vec![];
         }
-        self.consensus.read(|registry| late.into_iter().filter(|job| registry.job(job).is_none()).collect())
+        let gone = |registry: &Registry, job: &JobId| registry.job(job).is_none();
+        let ended = |task: OpenTask| if task.taken { Ended::Forgotten } else { Ended::NeverTaken };
+        self.consensus.read(|registry| {
+            let gone = late.into_iter().filter(|(job, _)| gone(registry, job));
+            gone.map(|(job, task)| (job, task.since, ended(task))).collect()
+        })
     }
 
     /// Asks the hosts of ended tasks for their records, each in a task of its own.
@@ -200,9 +232,7 @@ impl Archive {
 
     async fn keep_record(&self, job: JobId) -> Result<(), String> {
         let text = |why: &dyn std::fmt::Display| why.to_string();
-        let bytes = self.store.ended(&job).map_err(|why| text(&why))?.unwrap_or_default();
-        let ended = ended_job(&bytes).map_err(|why| text(&why))?;
-        let Some(ended) = ended else {
+        let Some(Ended::Job(ended)) = self.store.ended(&job).map_err(|why| text(&why))? else {
             self.lock().ended.remove(&job);
             return Ok(());
         };
@@ -220,12 +250,15 @@ impl Archive {
         Ok(())
     }
 
-    async fn sweep(&self) {
-        let now = now();
+    /// Whether there is more to forget.
+    async fn sweep(&self) -> bool {
+        let (now, more) = (now(), Arc::<AtomicBool>::default());
         let tasks_before = Timestamp(now.0.saturating_sub(TASKS_KEPT_MS));
-        if let Err(failed) = self.store.write(Change::Sweep { now, tasks_before }).await {
+        let sweep = Change::Sweep { now, tasks_before, more: Arc::clone(&more) };
+        if let Err(failed) = self.store.write(sweep).await {
             tracing::warn!(%failed, "the store is not swept");
         }
+        more.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
@@ -234,28 +267,23 @@ impl Archive {
 }
 
 impl List {
-    fn add(&mut self, job: JobId, owner: Pseudonym, bytes: u64) {
-        self.open.insert(job, (owner, bytes));
-        let sum = self.by_owner.entry(owner).or_default();
-        (sum.tasks, sum.bytes) = (sum.tasks + 1, sum.bytes + bytes);
+    fn add(&mut self, job: JobId, task: OpenTask) {
+        self.open.insert(job, task);
+        let sum = self.by_owner.entry(task.owner).or_default();
+        (sum.tasks, sum.bytes) = (sum.tasks + 1, sum.bytes + task.bytes);
     }
 
     fn remove(&mut self, job: &JobId) {
         self.ended.remove(job);
-        let Some((owner, bytes)) = self.open.remove(job) else {
+        let Some(task) = self.open.remove(job) else {
             return;
         };
-        let sum = self.by_owner.entry(owner).or_default();
-        (sum.tasks, sum.bytes) = (sum.tasks - 1, sum.bytes - bytes);
+        let sum = self.by_owner.entry(task.owner).or_default();
+        (sum.tasks, sum.bytes) = (sum.tasks - 1, sum.bytes - task.bytes);
         if sum.tasks == 0 {
-            self.by_owner.remove(&owner);
+            self.by_owner.remove(&task.owner);
         }
     }
-}
-
-/// Reads what [`Change::End`] wrote; `None` if the registry never took the task.
-pub fn ended_job(bytes: &[u8]) -> Result<Option<Job>, serde_json::Error> {
-    if bytes.is_empty() { Ok(None) } else { serde_json::from_slice(bytes).map(Some) }
 }
 
 /// Reads what [`Change::Record`] wrote; `None` if the host had nothing to report.

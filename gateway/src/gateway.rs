@@ -17,6 +17,7 @@ use federation::Genesis;
 use federation::raft::{Consensus, RaftConfig, Timers};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,6 +54,7 @@ const SURE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Gateway {
     consensus: Consensus,
     store: Store,
+    broken: watch::Receiver<Option<String>>,
     own_key: OwnKey,
     /// The public face, what is due, and what both began.
     work: Part,
@@ -199,11 +201,31 @@ impl Gateway {
             orders,
         });
         let Part { tasks, stop } = &work;
-        tasks.spawn(host.run(tasks.clone(), stop.clone()));
-        tasks.spawn(archive.run(tasks.clone(), stop.clone()));
-        tasks.spawn(publish::run(config, consensus.clone(), proposer, stop.clone()));
-        tasks.spawn(renewal.run(identity.leaves, stop.clone()));
-        Ok(Gateway { consensus, store, own_key: identity.own_key, work, ties, grace, _peer_threads: peer_threads })
+        let loops = [
+            ("host", tasks.spawn(host.run(tasks.clone(), stop.clone()))),
+            ("archive", tasks.spawn(archive.run(tasks.clone(), stop.clone()))),
+            ("publish", tasks.spawn(publish::run(config, consensus.clone(), proposer, stop.clone()))),
+            ("renewal", tasks.spawn(renewal.run(identity.leaves, stop.clone()))),
+        ];
+        let (report, broken) = watch::channel(None);
+        for (name, running) in loops {
+            let report = report.clone();
+            tokio::spawn(async move {
+                if let Err(panicked) = running.await {
+                    report.send_replace(Some(format!("the {name} loop broke: {panicked}")));
+                }
+            });
+        }
+        Ok(Gateway {
+            consensus,
+            store,
+            broken,
+            own_key: identity.own_key,
+            work,
+            ties,
+            grace,
+            _peer_threads: peer_threads,
+        })
     }
 
     /// Resolves when this gateway can no longer tell the truth: its log or its store has failed, or nobody would believe
@@ -218,7 +240,17 @@ impl Gateway {
         tokio::select! {
             reason = self.consensus.failed() => format!("the registry's log failed: {reason}"),
             reason = self.store.failed() => reason.to_string(),
+            reason = self.broken() => reason,
             reason = nobody_believes_it => reason,
+        }
+    }
+
+    /// Resolves when one of the loops that do this gateway's duties is gone. Half a gateway promises what it does not keep.
+    async fn broken(&self) -> String {
+        match self.broken.clone().wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // Every loop has ended in order.
+            Err(_) => std::future::pending().await,
         }
     }
 

@@ -21,7 +21,7 @@ use crate::archive::Archive;
 use crate::error::{Code, Problem};
 use crate::proposer::{NotCommitted, Proposer};
 use crate::stages::{Stage, Stages};
-use crate::store::{Change, RememberedKey, Store, Summary, TaskRecord};
+use crate::store::{Change, Ended, RememberedKey, Store, Summary, TaskRecord};
 use crate::tes::{Requirements, Submission};
 use crate::verdicts::{Judge, Question, Shares, Verdicts};
 
@@ -130,7 +130,9 @@ impl Home {
         {
             return Ok(accepted);
         }
-        self.refuse_excess(&owner)?;
+        if known.is_none() {
+            self.refuse_excess(&owner)?;
+        }
         let question = Question::new(facts(caller), &requirements.shape, &requirements.labels);
         let begun = Instant::now();
         let (verdicts, placement) = self.decide_and_place(&question, requirements)?;
@@ -152,16 +154,17 @@ impl Home {
         };
         let payload = Digest::of(&task.payload);
         self.archive.expect(job, owner, task.payload.len() as u64);
-        self.remember(task, !is_new, submission, &key, arrival, &verdicts).await?;
+        let remembered = self.remember(task, !is_new, submission, &key, arrival, &verdicts).await;
+        if remembered.is_err() && is_new {
+            self.archive.forget(&job);
+        }
+        remembered?;
         let stored = self.stages.add(Stage::Store, decided);
         let submit = self.command(job, owner, payload, requirements, &verdicts, placement, now);
         let committed = self.commit(submit, &question, requirements, deadline).await;
         self.stages.add(Stage::Commit, stored);
         match committed {
-            Ok(revision) => {
-                lock(&self.unanswered).remove(&key.bytes);
-                Ok(Accepted { job, revision })
-            }
+            Ok(revision) => Ok(Accepted { job, revision }),
             // An earlier try of the same task may still be on its way: only a task of this call is forgotten.
             Err(Failed::Refused(problem)) if is_new => {
                 self.archive.forget(&job);
@@ -170,14 +173,23 @@ impl Home {
             }
             // The registry may have taken it: the task stays, and its client's retry finds it.
             Err(Failed::Refused(problem) | Failed::Unknown(problem)) => {
-                let mut unanswered = lock(&self.unanswered);
-                if unanswered.len() >= UNANSWERED_MAX {
-                    unanswered.clear();
-                }
-                unanswered.insert(key.bytes);
+                self.unheard(key.bytes);
                 Err(problem)
             }
         }
+    }
+
+    /// For a submission whose answer may never be delivered: unless it is told so, a repeat of it is the same task.
+    pub fn delivery(&self, caller: &Caller, arrival: &Arrival) -> Delivery<'_> {
+        Delivery { home: self, key: ScopedKey::of(&self.pseudonym(caller), arrival).bytes, done: false }
+    }
+
+    fn unheard(&self, key: Vec<u8>) {
+        let mut unanswered = lock(&self.unanswered);
+        if unanswered.len() >= UNANSWERED_MAX {
+            unanswered.clear();
+        }
+        unanswered.insert(key);
     }
 
     /// What every state would say, without any effect.
@@ -216,9 +228,6 @@ impl Home {
 
     /// Asks for a task's end. It is CANCELING until the host has released the GPUs.
     pub async fn cancel(&self, job: JobId) -> Result<(), Problem> {
-        if self.store.ended(&job)?.is_some() {
-            return Ok(());
-        }
         let (revision, outcome) = self.proposer.commit(Command::Cancel { job, at: now() }).await?;
         let _a_late_replica_only_shows_it_later = self.consensus.wait_for(revision, READ_YOUR_WRITE).await;
         match outcome {
@@ -393,9 +402,33 @@ impl Home {
         let job = known.job;
         let (revision, in_registry) =
             self.consensus.read(|registry| (registry.revision(), registry.job(&job).is_some()));
-        // An empty end: it was given up, because the registry never took it.
-        let there = in_registry || self.store.ended(&job)?.is_some_and(|ended| !ended.is_empty());
+        let there = in_registry || self.store.ended(&job)?.is_some_and(|ended| ended != Ended::NeverTaken);
         Ok(there.then_some(Accepted { job, revision }))
+    }
+}
+
+/// Notes a submission whose client went away before its answer.
+pub struct Delivery<'a> {
+    home: &'a Home,
+    key: Vec<u8>,
+    done: bool,
+}
+
+impl Delivery<'_> {
+    /// The answer is on its way; a success counts as heard.
+    pub fn done(mut self, success: bool) {
+        self.done = true;
+        if success {
+            lock(&self.home.unanswered).remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.home.unheard(std::mem::take(&mut self.key));
+        }
     }
 }
 

@@ -27,12 +27,16 @@ use crate::verdicts::{Judge, Question};
 
 mod claims;
 
+/// Duties are computed this often at most: a look costs a step for each of them.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Even when nothing is heard, what is due is computed this often.
 const TICK: Duration = Duration::from_millis(500);
 /// How long the host waits for its own replica after a commit.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often what the driver holds is held against the registry.
 const RECONCILE_EVERY: Duration = Duration::from_secs(10);
+
+const LOST: &str = "the factory lost this attempt while it ran";
 
 /// The host side of a gateway, with the chores of home that are due like everything else.
 pub struct Host {
@@ -63,6 +67,8 @@ enum Undone {
     NoOrder(#[from] NoOrder),
     #[error(transparent)]
     Driver(#[from] DriverError),
+    #[error("the order is wrong: {0}")]
+    WrongOrder(String),
     #[error("{0}")]
     Home(String),
 }
@@ -73,17 +79,29 @@ impl Host {
         let claims = Claims::default();
         let mut revisions = self.consensus.changes();
         let mut attempts = self.driver.changes();
-        tasks.spawn(Arc::clone(&self).reconcile(stop.clone()));
+        // A replica that has just been started does not know yet what was cancelled since.
+        let caught_up = async { while self.consensus.linearize(SEEN_TIMEOUT).await.is_err() {} };
+        if stop.run_until_cancelled(caught_up).await.is_none() {
+            return;
+        }
+        let mut reconciled = Instant::now();
         loop {
             revisions.borrow_and_update();
             attempts.borrow_and_update();
             self.start_due(&claims, &tasks, &stop);
+            if reconciled.elapsed() >= RECONCILE_EVERY {
+                reconciled = Instant::now();
+                let (host, claims, stop) = (Arc::clone(&self), claims.clone(), stop.clone());
+                tasks.spawn(async move { stop.run_until_cancelled(host.reconcile(&claims)).await });
+            }
+            let looked_at = tokio::time::Instant::now();
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = revisions.changed() => {}
                 _ = attempts.changed() => {}
                 () = tokio::time::sleep(TICK) => {}
             }
+            tokio::time::sleep_until(looked_at + LOOK_EVERY).await;
         }
     }
 
@@ -204,8 +222,7 @@ impl Host {
             // It ran, and its factory has lost every trace of it: it must not run a second time.
             AttemptStatus::Unknown => {
                 self.driver.cancel(&job, attempt).await?;
-                let end = End::system_error("the factory lost this attempt while it ran");
-                self.finish(job, attempt, end).await
+                self.finish(job, attempt, End::system_error(LOST)).await
             }
             AttemptStatus::Starting => Ok(()),
             AttemptStatus::Running { started_ms } if record.state == JobState::Starting => {
@@ -233,6 +250,13 @@ impl Host {
 
     /// Says of an ended attempt that it ran, if the registry has not heard of it yet, and how it ended.
     async fn conclude(&self, record: &Job, attempt: u32, end: End, started_ms: Option<u64>) -> Result<(), Undone> {
+        if end == End::Canceled && !record.cancel_requested {
+            // Made impossible here, and killed before the registry heard why.
+            return match record.state {
+                JobState::Running => self.finish(record.id, attempt, End::system_error(LOST)).await,
+                _ => self.decline(record.id, attempt, "the factory gave it back before it ran").await,
+            };
+        }
         if let (JobState::Starting, Some(started_ms)) = (record.state, started_ms) {
             self.commit(Command::Run { job: record.id, attempt, at: Timestamp(started_ms) }).await?;
         }
@@ -301,14 +325,18 @@ impl Host {
             }
             Err(away) => return Err(away.into()),
         };
-        claims.answered(record.id, attempt);
         let checked = match self.check_order(record, attempt, &order) {
             Ok(checked) => checked,
+            // A key that is being replaced is known at home before it is known here.
+            Err(reason) if !claims.is_patience_over(record.id, attempt, Instant::now()) => {
+                return Err(Undone::WrongOrder(reason));
+            }
             Err(reason) => {
                 tracing::warn!(job = %record.id, reason, "declined: the order is wrong");
                 return Ok(Err("the order that the job's home gave does not match the registry".into()));
             }
         };
+        claims.answered(record.id, attempt);
         if let Some(reason) = self.refusal(record, &checked.question) {
             return Ok(Err(reason));
         }
@@ -343,41 +371,29 @@ impl Host {
     }
 
     /// Ends what the driver holds and the registry does not know as current, and forgets what nobody asks for any more.
-    async fn reconcile(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(RECONCILE_EVERY) => {}
-            }
-            if let Err(reason) = self.reconcile_once().await {
-                tracing::warn!(%reason, "the driver is not reconciled yet");
-            }
-        }
-    }
-
-    async fn reconcile_once(&self) -> Result<(), Undone> {
+    async fn reconcile(&self, claims: &Claims) {
         let held = self.driver.held();
         // A replica that is behind does not know yet what the driver was told.
-        if held.is_empty() || self.consensus.linearize(SEEN_TIMEOUT).await.is_err() {
-            return Ok(());
+        if self.consensus.linearize(SEEN_TIMEOUT).await.is_err() {
+            return;
         }
+        claims.forget_but(|job, attempt| self.current(job, attempt).is_some());
         for (job, attempt) in held {
-            let (known, current) = self.consensus.read(|registry| {
-                let known = registry.job(&job);
-                let holding = known.and_then(Job::holding);
-                (known.is_some(), holding.is_some_and(|it| it.number == attempt))
-            });
+            let known = self.consensus.read(|registry| registry.job(&job).is_some());
+            let current = self.current(job, attempt).is_some();
             let done = matches!(self.driver.poll(&job, attempt), AttemptStatus::Done { .. });
-            match (known, current, done) {
+            let reconciled = match (known, current, done) {
                 (_, false, false) => {
                     tracing::warn!(%job, attempt, "stopped: it is not the job's current attempt any more");
-                    self.driver.cancel(&job, attempt).await?;
+                    self.driver.cancel(&job, attempt).await
                 }
-                (false, _, true) => self.driver.forget(&job, attempt).await?,
-                _ => {}
+                (false, _, true) => self.driver.forget(&job, attempt).await,
+                _ => Ok(()),
+            };
+            if let Err(reason) = reconciled {
+                tracing::warn!(%job, attempt, %reason, "not reconciled yet");
             }
         }
-        Ok(())
     }
 }
 

@@ -125,7 +125,7 @@ impl Orders {
             .consensus
             .read(|registry| {
                 let record = registry.job(&job)?;
-                let current = record.attempt().filter(|it| it.number == attempt)?;
+                let current = record.holding().filter(|it| it.number == attempt && !record.cancel_requested)?;
                 let pool = current.pool;
                 (current.host() == *to).then(|| (record.clone(), pool, registry.federation().clone(), registry.epoch()))
             })
@@ -224,9 +224,20 @@ impl Orders {
     async fn own_logs(&self, job: &JobId, attempt: u32, wanted: &LogRequest) -> Result<LogChunk, NoOrder> {
         match self.driver.logs(job, attempt, wanted.stream, wanted.offset, wanted.max).await {
             Ok(chunk) => Ok(chunk),
+            // Granted, and not with the driver yet.
+            Err(DriverError::Unknown { .. }) if self.is_current(job, attempt) => {
+                Ok(LogChunk { bytes: vec![], next_offset: wanted.offset, end: false })
+            }
             Err(DriverError::Unknown { .. }) => Err(NoOrder::NotYours { job: *job, attempt }),
             Err(failed) => Err(NoOrder::Here(failed.to_string())),
         }
+    }
+
+    fn is_current(&self, job: &JobId, attempt: u32) -> bool {
+        self.consensus.read(|registry| {
+            let holding = registry.job(job).and_then(Job::holding);
+            holding.is_some_and(|it| it.number == attempt)
+        })
     }
 
     async fn own_record(&self, job: &JobId, attempt: u32) -> Option<AttemptRecord> {

@@ -10,11 +10,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
 use certs::Digest;
-use federation::{JobId, Pseudonym, Timestamp};
+use federation::{Job, JobId, Pseudonym, Timestamp};
 use policy::ResearcherFacts;
 use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -46,7 +47,9 @@ const TASKS_BY_OWNER: TableDefinition<Bytes, Bytes> = TableDefinition::new("task
 const KEYS: TableDefinition<Bytes, Bytes> = TableDefinition::new("idempotency_keys");
 /// `until (ms, big endian) || scoped key`, so that the oldest are found first
 const KEYS_BY_END: TableDefinition<Bytes, ()> = TableDefinition::new("idempotency_keys_by_end");
-/// `job` -> the job in its final state, JSON; empty if the registry never took it
+/// `job`: the registry was seen to hold it
+const TAKEN: TableDefinition<Bytes, ()> = TableDefinition::new("taken");
+/// `job` -> how it ended, see [`Ended`]
 const ENDED: TableDefinition<Bytes, Bytes> = TableDefinition::new("ended");
 /// `job` -> what the host reported, JSON; empty if there is nothing to report
 const RECORDS: TableDefinition<Bytes, Bytes> = TableDefinition::new("records");
@@ -103,6 +106,32 @@ pub struct RememberedKey {
     pub until: Timestamp,
 }
 
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// The job in its final state.
+    Job(Box<Job>),
+    /// The registry never took it, and its client was not told that it had.
+    NeverTaken,
+    /// The registry took it, and forgot it while this gateway was away.
+    Forgotten,
+}
+
+/// A task of which something is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The task.
+    pub job: JobId,
+    /// Its owner.
+    pub owner: Pseudonym,
+    /// Bytes of its payload.
+    pub bytes: u64,
+    /// The registry was seen to hold it.
+    pub taken: bool,
+    /// Its end is known; only the host's record is missing.
+    pub ended: bool,
+}
+
 /// One durable change.
 #[derive(Debug)]
 pub enum Change {
@@ -128,12 +157,14 @@ pub enum Change {
         /// Its keys.
         keys: Vec<Vec<u8>>,
     },
+    /// The registry was seen to hold these tasks.
+    Taken(Vec<JobId>),
     /// A task is over.
     End {
         /// The task.
         job: JobId,
-        /// The job in its final state as JSON; empty if the registry never took it.
-        ended: Vec<u8>,
+        /// How.
+        ended: Ended,
     },
     /// What the host reported about a task that is over.
     Record {
@@ -148,6 +179,8 @@ pub enum Change {
         now: Timestamp,
         /// Ended tasks that were accepted before this are forgotten.
         tasks_before: Timestamp,
+        /// Set when there is more to forget than one sweep takes.
+        more: Arc<AtomicBool>,
     },
 }
 
@@ -279,10 +312,11 @@ impl Store {
         Ok(found)
     }
 
-    /// All tasks of which something is still to come: (task, owner, bytes, whether the end is known). Read once at start.
-    pub fn unfinished(&self) -> Result<Vec<(JobId, Pseudonym, u64, bool)>, StoreFailed> {
+    /// All tasks of which something is still to come. Read once at start.
+    pub fn unfinished(&self) -> Result<Vec<Unfinished>, StoreFailed> {
         let read = self.database.begin_read().map_err(database_error)?;
         let index = read.open_table(TASKS_BY_OWNER).map_err(database_error)?;
+        let taken = read.open_table(TAKEN).map_err(database_error)?;
         let ended = read.open_table(ENDED).map_err(database_error)?;
         let records = read.open_table(RECORDS).map_err(database_error)?;
         let mut found = Vec::new();
@@ -292,8 +326,9 @@ impl Store {
             let id = job.to_string();
             if records.get(id.as_bytes()).map_err(database_error)?.is_none() {
                 let summary: Summary = decode(summary.value(), &job)?;
+                let taken = taken.get(id.as_bytes()).map_err(database_error)?.is_some();
                 let ended = ended.get(id.as_bytes()).map_err(database_error)?.is_some();
-                found.push((job, owner, summary.payload_bytes, ended));
+                found.push(Unfinished { job, owner, bytes: summary.payload_bytes, taken, ended });
             }
         }
         Ok(found)
@@ -307,9 +342,11 @@ impl Store {
         decode(&bytes, &"an idempotency key").map(Some)
     }
 
-    /// How a task ended: the job as JSON, empty if the registry never took it. `None` while it is open.
-    pub fn ended(&self, job: &JobId) -> Result<Option<Vec<u8>>, StoreFailed> {
-        self.bytes(ENDED, job.to_string().as_bytes())
+    /// How a task ended. `None` while it is open.
+    pub fn ended(&self, job: &JobId) -> Result<Option<Ended>, StoreFailed> {
+        let bytes = self.bytes(ENDED, job.to_string().as_bytes())?;
+        let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).map_err(|_| StoreFailed::Damaged(job.to_string()));
+        bytes.map(read).transpose()
     }
 
     /// What the host reported of a task that is over, as JSON; empty if it had nothing to report.

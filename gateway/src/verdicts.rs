@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use certs::{Digest, MemberState};
 use federation::raft::Consensus;
@@ -19,6 +20,10 @@ use policy::{
 const KINDS_MAX: usize = 1_000;
 /// Shares are told to packs in steps, so that every grant does not make every verdict stale.
 const SHARE_STEP_PERCENT: u32 = 5;
+
+/// A machine without a free thread has one soon, or is past helping.
+const COMPILE_RETRIES: u32 = 5;
+const COMPILE_REST: Duration = Duration::from_millis(20);
 
 /// What packs are told of a home's share of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +210,7 @@ impl Judge {
             return known.pack.clone().map(|pack| (pack, digest));
         }
         let record = consensus.read(|registry| registry.pack(state).cloned())?;
-        let pack = match Pack::compile(&record.source) {
+        let pack = match compile(&record.source) {
             Ok(pack) => Some(Arc::new(pack)),
             // The machine's fault, not the pack's: denied this time, tried again the next.
             Err(bad) if bad.is_transient() => return None,
@@ -221,6 +226,17 @@ impl Judge {
     fn lock_kinds(&self) -> std::sync::MutexGuard<'_, HashMap<Question, (Basis, Arc<Verdicts>)>> {
         self.kinds.lock().expect("invariant: nothing panics while it holds the kinds")
     }
+}
+
+/// Compiles, and tries again a few times when the machine had no thread for it.
+fn compile(source: &policy::PackSource) -> Result<Pack, policy::BadPack> {
+    for _ in 0..COMPILE_RETRIES {
+        match Pack::compile(source) {
+            Err(bad) if bad.is_transient() => std::thread::sleep(COMPILE_REST),
+            compiled => return compiled,
+        }
+    }
+    Pack::compile(source)
 }
 
 fn basis(registry: &Registry, home: MemberState, shares: Shares) -> Basis {

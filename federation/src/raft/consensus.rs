@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,6 +118,8 @@ struct Member {
     in_hand: BTreeMap<NodeId, Semaphore>,
     transport: Arc<dyn Transport>,
     timers: Timers,
+    /// When the leader last sent something that was taken.
+    heard_leader: Mutex<Instant>,
     runtime: RaftRuntime,
 }
 
@@ -192,6 +194,7 @@ impl Consensus {
             assembly,
             transport,
             timers: config.timers,
+            heard_leader: Mutex::new(Instant::now()),
             runtime,
         };
         Ok(Consensus { member: Arc::new(member) })
@@ -246,7 +249,7 @@ impl Consensus {
 
     /// The node that leads, as far as is known here.
     pub fn leader(&self) -> Option<NodeId> {
-        self.member.leader()
+        self.member.present_leader()
     }
 
     /// This gateway's node.
@@ -294,6 +297,10 @@ impl Consensus {
                     member.log.reaches(previous.into(), FOLLOW_TIMEOUT).await;
                 }
                 let answer = member.raft.append_entries(request).await.map_err(|_| Refused::Stopped)?;
+                if member.leader() == Some(sender) {
+                    *member.heard_leader.lock().expect("invariant: nothing panics while it holds a time") =
+                        Instant::now();
+                }
                 Ok(wire::encode(&WireAppended::from(&answer)))
             }
             Rpc::Vote | Rpc::PreVote => {
@@ -387,8 +394,22 @@ impl Consensus {
 }
 
 impl Member {
+    /// Who led when this member last heard of it.
     fn leader(&self) -> Option<NodeId> {
         self.raft.metrics().borrow_watched().current_leader
+    }
+
+    /// Who leads and was heard of lately: a member that is cut off remembers its leader for ever.
+    fn present_leader(&self) -> Option<NodeId> {
+        let lately = Duration::from_millis(self.timers.fail_over_ms());
+        let leader = self.leader()?;
+        let present = if leader == self.node {
+            let acknowledged = self.raft.metrics().borrow_watched().last_quorum_acked;
+            self.guard.voters().len() == 1 || acknowledged.is_some_and(|at| openraft::Instant::elapsed(&*at) < lately)
+        } else {
+            self.heard_leader.lock().expect("invariant: nothing panics while it holds a time").elapsed() < lately
+        };
+        present.then_some(leader)
     }
 
     fn term(&self) -> u64 {

@@ -29,7 +29,7 @@ use crate::orders::{LogRequest, NoOrder};
 use crate::peer::PeerError;
 use crate::peer::server::LOG_BYTES_MAX;
 use crate::stages::Stage;
-use crate::store::TaskRecord;
+use crate::store::{Ended, TaskRecord};
 use crate::tes::model::{
     CancelTaskResponse, CreateTaskResponse, ListTasksResponse, Organization, ServiceInfo, ServiceType,
     State as TesState, Task,
@@ -76,12 +76,15 @@ async fn create(
     let requirements = submission.requirements()?;
     let arrival = Arrival { key: idempotency_key(&headers)?, body: Digest::of(&body), face: prefix.to_owned() };
     api.stages.add(Stage::Parse, begun);
-    let tasks = api.tasks.clone();
+    let (home, tasks) = (Arc::clone(&api.home), api.tasks.clone());
+    let delivery = home.delivery(&caller, &arrival);
     let work = async move {
         let accepted = api.home.submit(&caller, &submission, &requirements, &arrival).await?;
         Ok(Json(CreateTaskResponse { id: accepted.job.to_string() }))
     };
-    tracked(&tasks, work).await
+    let answer = tracked(&tasks, work).await;
+    delivery.done(answer.is_ok());
+    answer
 }
 
 async fn list(
@@ -296,26 +299,25 @@ struct Seen {
     job: Option<Arc<Job>>,
     attempt: Option<AttemptRecord>,
     notes: Vec<String>,
-    given_up: bool,
+    /// Why there is no job and will be none.
+    given_up: Option<&'static str>,
 }
 
 impl Seen {
     fn of(api: &Api, job: &JobId) -> Result<Seen, Problem> {
-        let seen = |job| Seen { job, attempt: None, notes: vec![], given_up: false };
+        let seen = |job| Seen { job, attempt: None, notes: vec![], given_up: None };
         if let Some(job) = api.consensus.read(|registry| registry.job_arc(job)) {
             return Ok(seen(Some(job)));
         }
-        let Some(ended) = api.store.ended(job)? else {
-            return Ok(seen(None));
+        let why = match api.store.ended(job)? {
+            None => return Ok(seen(None)),
+            Some(Ended::Job(job)) => return Ok(seen(Some(Arc::from(job)))),
+            Some(Ended::NeverTaken) => "the registry never took this submission, and its client was told so",
+            Some(Ended::Forgotten) => {
+                "the registry forgot this task while its home was away: it has ended, and nobody knows how"
+            }
         };
-        match archive::ended_job(&ended).map_err(|_| unreadable("end"))? {
-            Some(job) => Ok(seen(Some(Arc::new(job)))),
-            None => Ok(Seen {
-                notes: vec!["the registry never took this submission, and its client was told so".into()],
-                given_up: true,
-                ..seen(None)
-            }),
-        }
+        Ok(Seen { given_up: Some(why), ..seen(None) })
     }
 
     fn with(mut self, attempt: Option<AttemptRecord>) -> Seen {
@@ -327,7 +329,7 @@ impl Seen {
     fn state(&self) -> TesState {
         match &self.job {
             Some(job) => state_of(job),
-            None if self.given_up => TesState::SystemError,
+            None if self.given_up.is_some() => TesState::SystemError,
             None => TesState::Unknown,
         }
     }
@@ -337,18 +339,14 @@ impl Seen {
         let notes = [record.warnings.clone(), self.notes].concat();
         let logs = match &self.job {
             Some(job) => tes::logs(job, self.attempt, &notes),
-            None if self.given_up => tes::given_up(&notes),
-            None => vec![],
+            None => self.given_up.map_or(vec![], |why| tes::given_up(&[notes, vec![why.into()]].concat())),
         };
         show(submission, Known { id: record.job.to_string(), state, created_at: record.created_at, logs }, view)
     }
 
     fn summary(&self) -> String {
         let Some(job) = &self.job else {
-            return match self.given_up {
-                true => "was never taken by the registry, and its client was told so".into(),
-                false => "the registry has not shown this task yet".into(),
-            };
+            return self.given_up.unwrap_or("the registry has not shown this task yet").into();
         };
         let at = job.attempt().map(|attempt| attempt.pool.to_string()).unwrap_or_default();
         match job.state {

@@ -54,6 +54,10 @@ impl Claims {
         if let Some(home) = order_of {
             let orders = held.orders.entry(home).or_default();
             if *orders >= ORDERS_PER_HOME_MAX {
+                // Who waits for a place waits for home's order, too.
+                if let Subject::Attempt(job, attempt) = subject {
+                    held.unanswered.entry((job, attempt)).or_insert_with(Instant::now);
+                }
                 return None;
             }
         }
@@ -75,6 +79,16 @@ impl Claims {
     /// Notes that nobody waits for this attempt's order any more.
     pub fn answered(&self, job: JobId, attempt: u32) {
         self.lock().unanswered.remove(&(job, attempt));
+    }
+
+    /// Forgets since when orders are waited for, but those that `is_current` says are still wanted.
+    pub fn forget_but(&self, is_current: impl Fn(JobId, u32) -> bool) {
+        let waited_for: Vec<_> = self.lock().unanswered.keys().copied().collect();
+        let over: Vec<_> = waited_for.into_iter().filter(|(job, attempt)| !is_current(*job, *attempt)).collect();
+        let mut held = self.lock();
+        for attempt in over {
+            held.unanswered.remove(&attempt);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {

@@ -92,21 +92,27 @@ async fn a_forgotten_submission_leaves_nothing() {
 async fn a_task_is_unfinished_until_its_record_is_there() {
     let (_folder, store) = with(&[1]).await;
     let job = task(1).job;
-    let open = |ended| vec![(job, task(1).owner, summary(1).payload_bytes, ended)];
-    assert_eq!(store.unfinished().expect("read"), open(false));
-    store.write(Change::End { job, ended: b"{}".to_vec() }).await.expect("written");
-    assert_eq!(store.unfinished().expect("read"), open(true));
+    let open =
+        |taken, ended| vec![Unfinished { job, owner: task(1).owner, bytes: summary(1).payload_bytes, taken, ended }];
+    assert_eq!(store.unfinished().expect("read"), open(false, false));
+    store.write(Change::Taken(vec![job])).await.expect("written");
+    assert_eq!(store.unfinished().expect("read"), open(true, false));
+    store.write(Change::End { job, ended: Ended::Forgotten }).await.expect("written");
+    assert_eq!(store.unfinished().expect("read"), open(true, true));
     store.write(Change::Record { job, record: vec![] }).await.expect("written");
     assert_eq!(store.unfinished().expect("read"), vec![]);
-    assert_eq!(store.ended(&job).expect("read").as_deref(), Some(&b"{}"[..]));
+    assert_eq!(store.ended(&job).expect("read"), Some(Ended::Forgotten));
 }
 
 #[tokio::test]
 async fn a_sweep_takes_old_keys_and_old_ended_tasks_only() {
     let (_folder, store) = with(&[1, 2, 9]).await;
     let job = task(1).job;
-    store.write(Change::End { job, ended: vec![] }).await.expect("written");
-    let sweep = |now, tasks_before| Change::Sweep { now: Timestamp(now), tasks_before: Timestamp(tasks_before) };
+    store.write(Change::End { job, ended: Ended::NeverTaken }).await.expect("written");
+    let sweep = |now, tasks_before| {
+        let (now, tasks_before) = (Timestamp(now), Timestamp(tasks_before));
+        Change::Sweep { now, tasks_before, more: Arc::default() }
+    };
     store.write(sweep(105, 0)).await.expect("written");
     let keys = [1, 2, 9].map(|number| store.key(&[number]).expect("read").is_some());
     assert_eq!(keys, [false, false, true], "keys end after 100 ms");

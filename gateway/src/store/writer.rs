@@ -1,6 +1,8 @@
 //! The writer: one thread that owns all writes. It takes everything that waits, writes it in one
 //! transaction and syncs once, so a hundred submissions cost one sync.
 
+use std::sync::atomic::Ordering;
+
 use certs::Digest;
 use federation::{JobId, Pseudonym, Timestamp};
 use redb::{Database, ReadableTable, Table, WriteTransaction};
@@ -8,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     ABOUT, Bytes, Change, ENDED, EXPLAINED, EXPLANATIONS, FORMAT, KEYS, KEYS_BY_END, RECORDS, RememberedKey,
-    StoreFailed, Summary, TASKS, TASKS_BY_OWNER, TaskRecord, Waiting, database_error, decode, encode, owner_key,
+    StoreFailed, Summary, TAKEN, TASKS, TASKS_BY_OWNER, TaskRecord, Waiting, database_error, decode, encode, owner_key,
 };
 
 /// Changes in one transaction.
@@ -69,11 +71,17 @@ fn write_all(database: &Database, changes: &[Change]) -> Result<(), StoreFailed>
             }
             Change::Forget { job, owner, keys } => {
                 tables.remove_task(job, owner)?;
-                keys.iter().try_for_each(|key| tables.remove_key(key))?;
+                keys.iter().try_for_each(|key| tables.remove_key_of(job, key))?;
             }
-            Change::End { job, ended } => put(&mut tables.ended, job.to_string().as_bytes(), ended)?,
+            Change::Taken(jobs) => jobs.iter().try_for_each(|job| tables.take_note(job))?,
+            Change::End { job, ended } => {
+                let ended = serde_json::to_vec(ended).map_err(database_error)?;
+                put(&mut tables.ended, job.to_string().as_bytes(), &ended)?;
+            }
             Change::Record { job, record } => put(&mut tables.records, job.to_string().as_bytes(), record)?,
-            Change::Sweep { now, tasks_before } => tables.sweep(*now, *tasks_before)?,
+            Change::Sweep { now, tasks_before, more } => {
+                more.store(tables.sweep(*now, *tasks_before)?, Ordering::Relaxed);
+            }
         }
     }
     drop(tables);
@@ -86,6 +94,7 @@ struct Tables<'txn> {
     by_owner: Table<'txn, Bytes, Bytes>,
     keys: Table<'txn, Bytes, Bytes>,
     keys_by_end: Table<'txn, Bytes, ()>,
+    taken: Table<'txn, Bytes, ()>,
     ended: Table<'txn, Bytes, Bytes>,
     records: Table<'txn, Bytes, Bytes>,
     explanations: Table<'txn, Bytes, Bytes>,
@@ -99,6 +108,7 @@ impl<'txn> Tables<'txn> {
             by_owner: write.open_table(TASKS_BY_OWNER).map_err(database_error)?,
             keys: write.open_table(KEYS).map_err(database_error)?,
             keys_by_end: write.open_table(KEYS_BY_END).map_err(database_error)?,
+            taken: write.open_table(TAKEN).map_err(database_error)?,
             ended: write.open_table(ENDED).map_err(database_error)?,
             records: write.open_table(RECORDS).map_err(database_error)?,
             explanations: write.open_table(EXPLANATIONS).map_err(database_error)?,
@@ -136,6 +146,18 @@ impl<'txn> Tables<'txn> {
         keys.iter().try_for_each(|(key, _)| self.remove_key(key))
     }
 
+    fn take_note(&mut self, job: &JobId) -> Result<(), StoreFailed> {
+        self.taken.insert(job.to_string().as_bytes(), ()).map_err(database_error)?;
+        Ok(())
+    }
+
+    /// A key that a later task has is left alone.
+    fn remove_key_of(&mut self, job: &JobId, key: &[u8]) -> Result<(), StoreFailed> {
+        let bytes = self.keys.get(key).map_err(database_error)?.map(|bytes| bytes.value().to_vec());
+        let known: Option<RememberedKey> = bytes.map(|bytes| decode(&bytes, &"an idempotency key")).transpose()?;
+        if known.is_some_and(|known| known.job == *job) { self.remove_key(key) } else { Ok(()) }
+    }
+
     fn remove_key(&mut self, key: &[u8]) -> Result<(), StoreFailed> {
         if let Some(bytes) = take(&mut self.keys, key)? {
             let known: RememberedKey = decode(&bytes, &"an idempotency key")?;
@@ -149,6 +171,7 @@ impl<'txn> Tables<'txn> {
         for table in [&mut self.tasks, &mut self.ended, &mut self.records] {
             take(table, id.as_bytes())?;
         }
+        self.taken.remove(id.as_bytes()).map_err(database_error)?;
         let Some(summary) = take(&mut self.by_owner, &owner_key(owner, job))? else {
             return Ok(());
         };
@@ -165,13 +188,15 @@ impl<'txn> Tables<'txn> {
         Ok(())
     }
 
-    fn sweep(&mut self, now: Timestamp, tasks_before: Timestamp) -> Result<(), StoreFailed> {
+    /// Whether there is more.
+    fn sweep(&mut self, now: Timestamp, tasks_before: Timestamp) -> Result<bool, StoreFailed> {
         let mut over = Vec::new();
         for entry in
             self.keys_by_end.range::<&[u8]>(..&now.0.to_be_bytes()[..]).map_err(database_error)?.take(SWEEP_MAX)
         {
             over.push(entry.map_err(database_error)?.0.value().to_vec());
         }
+        let mut more = over.len() == SWEEP_MAX;
         for end_and_key in over {
             self.keys_by_end.remove(end_and_key.as_slice()).map_err(database_error)?;
             let (_, key) = end_and_key.split_at(size_of::<u64>());
@@ -189,15 +214,17 @@ impl<'txn> Tables<'txn> {
         for entry in self.ended.range::<&[u8]>(..newest.as_bytes()).map_err(database_error)?.take(SWEEP_MAX) {
             old.push(entry.map_err(database_error)?.0.value().to_vec());
         }
+        more |= old.len() == SWEEP_MAX;
         for id in old {
             let Some(bytes) = self.tasks.get(id.as_slice()).map_err(database_error)?.map(|it| it.value().to_vec())
             else {
+                take(&mut self.ended, &id)?;
                 continue;
             };
             let task: TaskRecord = decode(&bytes, &String::from_utf8_lossy(&id))?;
             self.remove_task(&task.job, &task.owner)?;
         }
-        Ok(())
+        Ok(more)
     }
 }
 
