@@ -15,6 +15,7 @@ pub mod client;
 mod demo;
 mod explain;
 mod gateway;
+mod health;
 mod table;
 mod tasks;
 mod up;
@@ -79,6 +80,12 @@ enum Verb {
     },
     /// Show what every state lends and how old each figure is
     Capacity,
+    /// Say whether a gateway can do its work; for health checks, no token needed
+    Health {
+        /// Fail unless it knows the rules of this many states
+        #[arg(long, default_value_t = 1)]
+        packs: u64,
+    },
     /// Say where a task could run, without submitting it
     Explain(tasks::Submit),
     /// A state's authority: keys, certificates, trust bundles, genesis
@@ -123,6 +130,7 @@ async fn act(entente: Entente) -> anyhow::Result<ExitCode> {
         Verb::Why { task } => explain::why(&mut connect.client()?, &task, output).await?,
         Verb::Cancel { task } => tasks::cancel(&mut connect.client()?, &task).await?,
         Verb::Capacity => capacity::capacity(&mut connect.client()?, output).await?,
+        Verb::Health { packs } => health::health(&mut connect.client()?, packs, output).await?,
         Verb::Explain(it) => explain::explain(&mut connect.client()?, &it, output).await?,
         Verb::Certs(it) => certs::certs(&it)?,
         Verb::Bench(it) => bench::bench(&it).await?,
