@@ -25,8 +25,11 @@ use crate::stages::Stages;
 use crate::store::Store;
 use crate::tes::BODY_BYTES_MAX;
 
+mod documents;
 mod federation_view;
 mod tasks;
+
+pub use documents::Documents;
 
 /// What the handlers need.
 #[derive(Clone)]
@@ -43,6 +46,8 @@ pub struct Api {
     pub store: Store,
     /// Where the time goes.
     pub stages: Arc<Stages>,
+    /// Room for what clients send.
+    pub documents: Documents,
     /// What a stop of this gateway waits for.
     pub tasks: TaskTracker,
 }

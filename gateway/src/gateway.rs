@@ -167,6 +167,7 @@ impl Gateway {
             consensus: consensus.clone(),
             store: store.clone(),
             stages,
+            documents: api::Documents::default(),
             tasks: work.tasks.clone(),
         });
         let peer_app = server::routes(consensus.clone(), Arc::clone(&orders), app.clone(), Handle::current());

@@ -34,6 +34,8 @@ const WAITING_MAX: usize = 8_192;
 /// How long a store that another process has open is waited for: the threads of one that was killed end one by one.
 const IN_USE_PATIENCE: Duration = Duration::from_secs(5);
 const IN_USE_POLL: Duration = Duration::from_millis(20);
+/// Pages of the file kept in memory; the system keeps more of it.
+const CACHE_BYTES: usize = 64 * 1_024 * 1_024;
 /// The format of this file; raised when a table changes its meaning.
 const FORMAT: u64 = 1;
 
@@ -240,10 +242,13 @@ impl Store {
     }
 
     fn try_open(folder: &Path) -> Result<Store, StoreFailed> {
-        let database = Database::create(folder.join("tasks.redb")).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreFailed::InUse,
-            other => database_error(other),
-        })?;
+        let database =
+            Database::builder().set_cache_size(CACHE_BYTES).create(folder.join("tasks.redb")).map_err(|error| {
+                match error {
+                    DatabaseError::DatabaseAlreadyOpen => StoreFailed::InUse,
+                    other => database_error(other),
+                }
+            })?;
         writer::prepare(&database)?;
         let database = Arc::new(database);
         let (queue, waiting) = mpsc::channel(WAITING_MAX);

@@ -44,7 +44,7 @@ const READ_AT_ONCE: usize = 256;
 /// Tasks looked at for one page; a rarer filter gets a short page and a token.
 const LOOKED_AT_MAX: usize = 8_192;
 /// Bytes of documents and records on one page; larger tasks make shorter pages.
-const PAGE_BYTES_MAX: u64 = 16 * 1_024 * 1_024;
+const PAGE_BYTES_MAX: u64 = 4 * 1_024 * 1_024;
 /// A host that does not answer must not hold up a look at a task.
 const HOST_TIMEOUT: Duration = Duration::from_secs(3);
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("entente-next-offset");
@@ -71,6 +71,7 @@ async fn create(
             "only researchers submit tasks; your token gives you another role",
         ));
     }
+    let room = api.documents.room(body.len()).await?;
     let begun = Instant::now();
     let submission = Submission::parse(&body)?;
     let requirements = submission.requirements()?;
@@ -79,6 +80,7 @@ async fn create(
     let (home, tasks) = (Arc::clone(&api.home), api.tasks.clone());
     let delivery = home.delivery(&caller, &arrival);
     let work = async move {
+        let _held_until_it_is_stored = room;
         let accepted = api.home.submit(&caller, &submission, &requirements, &arrival).await?;
         Ok(Json(CreateTaskResponse { id: accepted.job.to_string() }))
     };
@@ -94,6 +96,10 @@ async fn list(
 ) -> Result<Json<ListTasksResponse>, Problem> {
     let query = ListQuery::parse(query.as_deref())?;
     let owner = api.home.pseudonym(&caller);
+    let _room = match query.view {
+        View::Minimal => None,
+        View::Basic | View::Full => Some(api.documents.room(PAGE_BYTES_MAX as usize).await?),
+    };
     let page = tokio::task::spawn_blocking(move || page(&api, &owner, &query)).await;
     page.unwrap_or_else(|_| Err(failed_inside())).map(Json)
 }
@@ -160,6 +166,7 @@ async fn read(
         let state = Some(seen.state());
         return Ok(Json(Task { id: Some(record.job.to_string()), state, ..Task::default() }));
     }
+    let _room = api.documents.room(record.payload.len()).await?;
     let submission = submission_of(&record)?;
     if let Some(kept) = api.store.record(&record.job)? {
         seen = seen.with(archive::host_record(&kept).map_err(|_| unreadable("record"))?);
@@ -215,6 +222,7 @@ pub async fn explain(
     Extension(caller): Extension<Arc<Caller>>,
     Document(body): Document,
 ) -> Result<Json<Value>, Problem> {
+    let _room = api.documents.room(body.len()).await?;
     let requirements = Submission::parse(&body)?.requirements()?;
     let verdicts = api.home.explain(&caller, &requirements);
     let answer = api.consensus.read(|registry| {
