@@ -54,6 +54,9 @@ impl Timers {
             replication_lag_threshold: LAG_ENTRIES,
             max_payload_entries: APPEND_ENTRIES,
             install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
+            // Entries are sent before they are synced here, so a leader that was killed may have lost what others hold under
+            // its term: it comes back as a follower, and writes no second entry under a number that was given out.
+            enable_leader_restore: Some(false),
             broadcast_submitted_on_append: Some(true),
             ..Config::default()
         }
