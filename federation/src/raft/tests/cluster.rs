@@ -1,6 +1,7 @@
 //! Three members in one process: they agree, they lose one, it comes back.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,6 +67,47 @@ async fn three_members_agree_and_go_on_without_one() {
         member.wait_for(applied.revision, SOON).await.unwrap();
     }
     assert!(are_equal(members.iter().chain([&again])));
+}
+
+/// A leader sends before it syncs, so the others can hold what a killed one has lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_has_lost_what_it_sent_gives_no_number_out_twice() {
+    let wires = Wires::patient();
+    let mut members = wires.start_all().await;
+    let (leader, others) = roles(&members);
+    let synced = tempfile::tempdir().unwrap();
+    let folder = wires.folder_of(STATES[leader]);
+    copy(&folder, synced.path());
+    let sent = members[leader].propose(envelope(STATES[leader], 1)).await.unwrap();
+    for place in &others {
+        members[*place].wait_for(sent.revision, SOON).await.unwrap();
+    }
+
+    wires.stop(members[leader].clone()).await;
+    std::fs::remove_dir_all(&folder).unwrap();
+    copy(synced.path(), &folder);
+    members[leader] = wires.start(STATES[leader]).await.unwrap();
+
+    let mut last = sent.revision;
+    for (member, state) in members.iter().zip(STATES) {
+        let applied = member.propose(envelope(state, 2)).await.unwrap();
+        assert!(applied.revision > sent.revision, "another entry has the number of one that was acknowledged");
+        last = last.max(applied.revision);
+    }
+    for member in &members {
+        member.wait_for(last, SOON).await.unwrap();
+    }
+    assert!(are_equal(&members));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
 }
 
 /// A lease would still hold here. It is counted with the leader's own timers, which the others may not share.
