@@ -72,6 +72,9 @@ pub(super) fn conclude(facts: Facts) -> Done {
         // A supervisor does not know that somebody is asked for permission, and a forged record must not say so.
         Some(End::NotPermitted { reason }) => (End::SystemError { reason }, None),
         Some(End::ExecutorError { .. }) if is_imposed(&facts) => silent(&facts),
+        // Slurm signals every process of the job at once: a program that ends well on it can be gone before its supervisor
+        // has seen its own signal.
+        Some(End::Complete) if facts.cancel && is_imposed(&facts) => silent(&facts),
         Some(end) => (end, None),
         None => silent(&facts),
     };
@@ -267,8 +270,10 @@ mod tests {
         let facts = |cancel| Facts { job: Some(&cancelled), done: died(), cancel, ..Facts::default() };
         assert_eq!(check(facts(false)).0, "the factory cancelled the job");
         assert_eq!(check(facts(true)).0, "canceled");
-        let ended = Facts { job: Some(&cancelled), done: told(End::Complete), cancel: true, ..Facts::default() };
-        assert_eq!(check(ended).0, "complete", "just in time");
+        // A program that ends well on the signal, before its supervisor has seen one.
+        let facts = |cancel| Facts { job: Some(&cancelled), done: told(End::Complete), cancel, ..Facts::default() };
+        assert_eq!(check(facts(true)).0, "canceled");
+        assert_eq!(check(facts(false)).0, "complete");
     }
 
     #[test]
