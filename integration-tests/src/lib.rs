@@ -4,6 +4,8 @@
 //! to kill, stop and restart single gateways. Dropping it ends everything that it started.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -14,6 +16,8 @@ use http::{HeaderName, HeaderValue, Method};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+pub mod slurm;
 
 /// Where tasks live.
 pub const TASKS: &str = "/ga4gh/tes/v1/tasks";
@@ -118,15 +122,18 @@ impl Federation {
         signal(self.pid(state), what);
     }
 
-    /// Starts a killed gateway again from its own configuration and waits until it answers.
+    /// Starts a killed gateway again from its own configuration, as whom its folder belongs to, and waits until it answers.
     pub async fn restart(&mut self, state: &str) {
         let folder = self.gateway_folder(state);
         let log =
             std::fs::OpenOptions::new().append(true).create(true).open(folder.join("gateway.log")).expect("a log");
+        let owner = std::fs::metadata(&folder).expect("a folder");
         let child = Command::new(program())
             .arg("gateway")
             .arg("--config")
             .arg(folder.join("gateway.toml"))
+            .uid(owner.uid())
+            .gid(owner.gid())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
