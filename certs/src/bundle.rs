@@ -21,8 +21,8 @@ const CA_CERTS_MAX: usize = 4;
 /// One per CA.
 const CRLS_MAX: usize = 4;
 const GATEWAYS_MAX: usize = 16;
-/// Of one gateway: old and new while one replaces the other.
-const KEYS_PER_GATEWAY_MAX: usize = 2;
+/// Signing keys of one gateway: an old one and the one that replaces it.
+pub const KEYS_PER_GATEWAY_MAX: usize = 2;
 const ISSUERS_MAX: usize = 16;
 /// In an issuer's entry.
 const ENTITLEMENTS_MAX: usize = 64;

@@ -22,7 +22,10 @@ mod leaf;
 mod peer;
 mod tls;
 
-pub use bundle::{Assurance, BadBundle, GatewayKey, IssuerEntry, Role, SignedBundle, TrustBundle, gateway_key_proof};
+pub use bundle::{
+    Assurance, BadBundle, GatewayKey, IssuerEntry, KEYS_PER_GATEWAY_MAX, Role, SignedBundle, TrustBundle,
+    gateway_key_proof,
+};
 pub use digest::{BadDigest, Digest};
 pub use envelope::{BadEnvelope, ENVELOPE_BYTES_MAX, Envelope, Header, Kind};
 pub use issue::{CannotIssue, IssuedLeaf, StateCa};

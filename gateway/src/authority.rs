@@ -22,13 +22,14 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use certs::{
-    Digest, FederationId, GatewayId, GatewayKey, GatewayName, IssuerEntry, MemberState, PublicKey, SignedBundle,
-    SigningKey, StateCa, TrustBundle,
+    FederationId, GatewayId, GatewayKey, GatewayName, IssuerEntry, KEYS_PER_GATEWAY_MAX, MemberState, PublicKey,
+    SignedBundle, SigningKey, StateCa, TrustBundle, TrustStore,
 };
 use serde::{Deserialize, Serialize};
 
 /// A CA outlives many leaves; it is renewed by a bundle with two CAs.
 const CA_DAYS: u32 = 3_650;
+const REFUSED: &str = "the federation would refuse this bundle, so nothing was changed";
 
 /// What a state says about itself, in a form for people; the bundle is made from it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -121,7 +122,7 @@ impl Authority {
         Ok(self.root()?.public())
     }
 
-    /// Issues or renews a gateway's certificates and, the first time, makes its signing key.
+    /// Issues or renews a gateway's certificates. A gateway that the statement does not name gets a signing key first.
     ///
     /// `hosts` are the names and addresses of its public face; `hours` is the leaves' life.
     pub fn issue_gateway(
@@ -131,9 +132,21 @@ impl Authority {
         hours: u32,
         files: &GatewayFiles,
     ) -> anyhow::Result<()> {
-        fs::create_dir_all(&files.folder)
-            .with_context(|| format!("cannot make the folder {}", files.folder.display()))?;
-        self.enrol(name, files)?;
+        if !self.keys_of(name).any(|_| true) {
+            self.add_key(name, files)?;
+        }
+        let path = files.path("signing.pem");
+        let is_stated = path.exists() && {
+            let key = BASE64.encode(read_signing_key(&path)?.public().as_bytes());
+            self.keys_of(name).any(|stated| stated.key == key)
+        };
+        if !is_stated {
+            bail!(
+                "{} is no signing key of {name} that the statement names: renew in the folder that has it, or make a \
+                 second key with --another-key",
+                path.display()
+            );
+        }
         let ca = self.ca()?;
         let id = GatewayId { state: self.statement.state, name: name.clone() };
         let peer = ca.issue_gateway(&id, now_s(), hours)?;
@@ -146,33 +159,55 @@ impl Authority {
         replace(&files.path("pseudonym.secret"), &secret, 0o600)
     }
 
+    /// Makes a signing key for a gateway, beside one that it replaces, and names it in the statement.
+    pub fn add_key(&mut self, name: &GatewayName, files: &GatewayFiles) -> anyhow::Result<()> {
+        if self.keys_of(name).count() >= KEYS_PER_GATEWAY_MAX {
+            bail!("{name} has two signing keys already; `entente certs retire` takes the old one out");
+        }
+        fs::create_dir_all(&files.folder)
+            .with_context(|| format!("cannot make the folder {}", files.folder.display()))?;
+        let key = SigningKey::from_seed(certs::entropy::bytes());
+        write_secret(&files.path("signing.pem"), key.to_pkcs8_pem().as_bytes())?;
+        let Statement { federation, state, .. } = &self.statement;
+        let proof = certs::gateway_key_proof(federation, *state, name, &key);
+        self.statement.gateways.push(StatedGateway {
+            name: name.clone(),
+            key: BASE64.encode(key.public().as_bytes()),
+            proof: BASE64.encode(proof),
+        });
+        self.write_statement()
+    }
+
+    /// Takes a gateway's signing key, as `entente certs show` names it, out of the statement.
+    pub fn retire_key(&mut self, id: &str) -> anyhow::Result<GatewayName> {
+        let keys = self.stated_keys()?;
+        let place = keys.iter().position(|stated| stated.key.id().to_string() == id);
+        let place =
+            place.with_context(|| format!("the statement names no key {id}; `entente certs show` lists them"))?;
+        let retired = self.statement.gateways.remove(place);
+        self.write_statement()?;
+        Ok(retired.name)
+    }
+
     /// Adds or replaces an identity provider.
     pub fn add_issuer(&mut self, issuer: IssuerEntry) -> anyhow::Result<()> {
         let issuers = &mut self.statement.issuers;
         issuers.retain(|known| known.issuer != issuer.issuer);
         issuers.push(issuer);
+        hold(&self.next_bundle()?)?;
         self.write_statement()
     }
 
-    /// Signs a new bundle from the statement, as the successor of the last one.
+    /// Signs a new bundle from the statement, as the successor of the last one. What every registry would refuse is not
+    /// signed.
     pub fn sign_bundle(&self) -> anyhow::Result<SignedBundle> {
-        let root = self.root()?;
-        let (sequence, previous) = match self.last_bundle()? {
-            Some((last, digest)) => (last.sequence + 1, Some(digest)),
-            None => (1, None),
+        let bundle = self.next_bundle()?;
+        let signed = bundle.sign(&self.root()?);
+        let verified = match self.last_bundle()? {
+            Some(last) => signed.verify_successor(&last),
+            None => signed.verify_first(),
         };
-        let bundle = TrustBundle {
-            federation: self.statement.federation.clone(),
-            state: self.statement.state,
-            sequence,
-            previous,
-            root_key: root.public(),
-            ca_certs_der: vec![self.ca()?.cert_der()?],
-            gateways: self.stated_keys()?,
-            issuers: self.statement.issuers.clone(),
-            crls_der: vec![],
-        };
-        let signed = bundle.sign(&root);
+        hold(&verified.context(REFUSED)?)?;
         let text = serde_json::to_vec_pretty(&signed)?;
         replace(&self.folder.join("bundle.json"), &text, 0o644)?;
         Ok(signed)
@@ -183,33 +218,31 @@ impl Authority {
         read_signing_key(&self.folder.join("root.pem"))
     }
 
+    fn next_bundle(&self) -> anyhow::Result<TrustBundle> {
+        let last = self.last_bundle()?;
+        Ok(TrustBundle {
+            federation: self.statement.federation.clone(),
+            state: self.statement.state,
+            sequence: last.as_ref().map_or(1, |it| it.sequence + 1),
+            previous: last.map(|it| it.digest()),
+            root_key: self.root_key()?,
+            ca_certs_der: vec![self.ca()?.cert_der()?],
+            gateways: self.stated_keys()?,
+            issuers: self.statement.issuers.clone(),
+            crls_der: vec![],
+        })
+    }
+
+    fn keys_of(&self, name: &GatewayName) -> impl Iterator<Item = &StatedGateway> {
+        self.statement.gateways.iter().filter(move |stated| stated.name == *name)
+    }
+
     fn ca(&self) -> anyhow::Result<StateCa> {
         let read = |name: &str| {
             let path = self.folder.join(name);
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         Ok(StateCa::load(&read("ca.pem")?, &read("ca.key")?)?)
-    }
-
-    fn enrol(&mut self, name: &GatewayName, files: &GatewayFiles) -> anyhow::Result<()> {
-        let path = files.path("signing.pem");
-        let key = if path.exists() {
-            read_signing_key(&path)?
-        } else {
-            let key = SigningKey::from_seed(certs::entropy::bytes());
-            write_secret(&path, key.to_pkcs8_pem().as_bytes())?;
-            key
-        };
-        let Statement { federation, state, .. } = &self.statement;
-        let proof = certs::gateway_key_proof(federation, *state, name, &key);
-        let stated = StatedGateway {
-            name: name.clone(),
-            key: BASE64.encode(key.public().as_bytes()),
-            proof: BASE64.encode(proof),
-        };
-        self.statement.gateways.retain(|known| known.name != *name);
-        self.statement.gateways.push(stated);
-        self.write_statement()
     }
 
     fn stated_keys(&self) -> anyhow::Result<Vec<GatewayKey>> {
@@ -225,20 +258,26 @@ impl Authority {
         Ok(keys)
     }
 
-    fn last_bundle(&self) -> anyhow::Result<Option<(TrustBundle, Digest)>> {
+    fn last_bundle(&self) -> anyhow::Result<Option<TrustBundle>> {
         let path = self.folder.join("bundle.json");
         if !path.exists() {
             return Ok(None);
         }
         let signed: SignedBundle = serde_json::from_slice(&fs::read(&path)?)
             .with_context(|| format!("{} is not a signed bundle", path.display()))?;
-        Ok(Some((signed.open_unchecked()?, signed.digest())))
+        Ok(Some(signed.open_unchecked()?))
     }
 
     fn write_statement(&self) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(&self.statement)?;
         replace(&self.folder.join("authority.json"), &text, 0o644)
     }
+}
+
+/// Whether a bundle can be used, apart from its signatures.
+fn hold(bundle: &TrustBundle) -> anyhow::Result<()> {
+    TrustStore::new(bundle.federation.clone(), [bundle.clone()]).context(REFUSED)?;
+    Ok(())
 }
 
 /// Reads an Ed25519 key from a PKCS#8 PEM file.
@@ -281,33 +320,110 @@ pub fn now_s() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use certs::{Assurance, Role};
+
     use super::*;
+
+    fn federation() -> FederationId {
+        FederationId::parse("entente.example").expect("a name")
+    }
+
+    fn france() -> MemberState {
+        MemberState::parse("FR").expect("a state")
+    }
+
+    fn fr_1() -> GatewayName {
+        GatewayName::parse("fr-1").expect("a name")
+    }
+
+    /// France's authority, and a place for a gateway's files.
+    fn new_authority(folder: &Path) -> (Authority, GatewayFiles) {
+        let authority = Authority::create(&folder.join("authority"), federation(), france()).expect("an authority");
+        (authority, GatewayFiles::in_folder(&folder.join("fr-1")))
+    }
+
+    fn issue(authority: &mut Authority, files: &GatewayFiles) -> anyhow::Result<()> {
+        authority.issue_gateway(&fr_1(), &["localhost".to_owned()], 1, files)
+    }
+
+    fn key_in(files: &GatewayFiles) -> PublicKey {
+        read_signing_key(&files.path("signing.pem")).expect("a key").public()
+    }
+
+    fn is_trusted(bundle: &TrustBundle, key: &PublicKey) -> bool {
+        let trust = TrustStore::new(federation(), [bundle.clone()]).expect("a trust store");
+        trust.gateway_key(france(), &key.id()) == Some((&fr_1(), key))
+    }
 
     #[test]
     fn what_an_authority_signs_is_trusted_and_follows_what_it_signed_before() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let federation = FederationId::parse("entente.example").expect("a name");
-        let state = MemberState::parse("FR").expect("a state");
-        Authority::create(folder.path(), federation.clone(), state).expect("an authority");
-        assert!(Authority::create(folder.path(), federation.clone(), state).is_err(), "keys are not remade");
-        let mut authority = Authority::open(folder.path()).expect("an authority");
+        let (authority, files) = new_authority(folder.path());
+        assert!(Authority::create(&authority.folder, federation(), france()).is_err(), "keys are not remade");
+        let mut authority = Authority::open(&authority.folder).expect("an authority");
         let first = authority.sign_bundle().expect("a bundle");
-        let files = GatewayFiles::in_folder(&folder.path().join("fr-1"));
-        let name = GatewayName::parse("fr-1").expect("a name");
-        let hosts = ["localhost".to_owned()];
         for _ in 0..2 {
-            authority.issue_gateway(&name, &hosts, 1, &files).expect("issued, then renewed");
+            issue(&mut authority, &files).expect("issued, then renewed");
         }
-        let second = Authority::open(folder.path()).and_then(|it| it.sign_bundle()).expect("a bundle");
+        let second = Authority::open(&authority.folder).and_then(|it| it.sign_bundle()).expect("a bundle");
 
         let first = first.verify_first().expect("a first bundle");
         let second = second.verify_successor(&first).expect("its successor");
-        let trust = certs::TrustStore::new(federation, [second]).expect("a trust store");
-        let key = read_signing_key(&files.path("signing.pem")).expect("a key").public();
-        assert_eq!(trust.gateway_key(state, &key.id()), Some((&name, &key)));
+        assert!(is_trusted(&second, &key_in(&files)));
         for secret in ["signing.pem", "peer.key", "public.key", "pseudonym.secret"] {
             let mode = fs::metadata(files.path(secret)).expect("a file").permissions();
             assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "{secret}");
         }
+    }
+
+    #[test]
+    fn a_signing_key_is_replaced_while_both_count() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mut authority, old) = new_authority(folder.path());
+        issue(&mut authority, &old).expect("issued");
+        let new = GatewayFiles::in_folder(&folder.path().join("fr-1-new"));
+        let refused = issue(&mut authority, &new).expect_err("another folder is no renewal");
+        assert!(refused.to_string().contains("--another-key"), "{refused}");
+        assert!(!new.path("signing.pem").exists());
+
+        authority.add_key(&fr_1(), &new).expect("a second key");
+        issue(&mut authority, &new).expect("its certificates");
+        issue(&mut authority, &old).expect("the old folder is renewed too");
+        let both = authority.sign_bundle().and_then(|it| Ok(it.open_unchecked()?)).expect("a bundle");
+        assert!(is_trusted(&both, &key_in(&old)) && is_trusted(&both, &key_in(&new)));
+        let third = GatewayFiles::in_folder(&folder.path().join("third"));
+        assert!(authority.add_key(&fr_1(), &third).is_err(), "two at a time");
+
+        let id = key_in(&old).id().to_string();
+        assert_eq!(authority.retire_key(&id).expect("retired"), fr_1());
+        assert!(authority.retire_key(&id).is_err(), "once");
+        let last = authority.sign_bundle().and_then(|it| Ok(it.open_unchecked()?)).expect("a bundle");
+        assert!(!is_trusted(&last, &key_in(&old)) && is_trusted(&last, &key_in(&new)));
+        assert!(issue(&mut authority, &old).is_err(), "a renewal does not bring it back");
+    }
+
+    #[test]
+    fn what_the_federation_would_refuse_is_not_stated() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mut authority, _) = new_authority(folder.path());
+        authority.sign_bundle().expect("a bundle");
+        let issuer = IssuerEntry {
+            issuer: "https://login.example.fr".into(),
+            jwks_json: r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "1"}]}"#.into(),
+            entitlements: vec![("urn:x".into(), Role::Researcher)],
+            assurance_max: Assurance::Low,
+            clearances: vec![],
+            residencies: vec![],
+        };
+        let before = fs::read(authority.folder.join("authority.json")).expect("a statement");
+        let refused = authority.add_issuer(issuer.clone()).expect_err("a shared secret is no public key");
+        assert!(format!("{refused:#}").contains("an issuer of FR cannot be used"), "{refused:#}");
+        assert_eq!(fs::read(authority.folder.join("authority.json")).expect("a statement"), before);
+
+        // Written by hand.
+        authority.statement.issuers = vec![issuer];
+        let bundle = fs::read(authority.folder.join("bundle.json")).expect("a bundle");
+        assert!(authority.sign_bundle().is_err());
+        assert_eq!(fs::read(authority.folder.join("bundle.json")).expect("a bundle"), bundle);
     }
 }

@@ -27,6 +27,14 @@ pub enum Certs {
     },
     /// Issue or renew a gateway's certificates; the first time, make its signing key
     Gateway(IssueGateway),
+    /// Take a gateway's signing key out of the statement; from the next bundle on it signs nothing
+    Retire {
+        /// The authority's folder
+        folder: PathBuf,
+        /// The key, as `entente certs show` names it
+        #[arg(long)]
+        key: String,
+    },
     /// Add or replace an identity provider of the state
     Issuer(AddIssuer),
     /// Sign the state's next trust bundle
@@ -64,9 +72,12 @@ pub struct IssueGateway {
     /// Life of the certificates
     #[arg(long, default_value_t = 168)]
     hours: u32,
-    /// Where the gateway's files go
+    /// Where the gateway's files go, or are to be renewed
     #[arg(long)]
     out: PathBuf,
+    /// Make a second signing key in a new folder, which is to replace the first
+    #[arg(long)]
+    another_key: bool,
 }
 
 /// An identity provider to trust.
@@ -116,6 +127,7 @@ pub fn certs(command: &Certs) -> anyhow::Result<()> {
     match command {
         Certs::Init { folder, federation, state } => init(folder, federation, state),
         Certs::Gateway(it) => issue_gateway(it),
+        Certs::Retire { folder, key } => retire(folder, key),
         Certs::Issuer(it) => add_issuer(it),
         Certs::Bundle { folder } => bundle(folder),
         Certs::Genesis(it) => draft_genesis(it),
@@ -137,8 +149,17 @@ fn issue_gateway(it: &IssueGateway) -> anyhow::Result<()> {
     let mut authority = Authority::open(&it.folder)?;
     let name = GatewayName::parse(&it.name)?;
     let files = GatewayFiles::in_folder(&it.out);
+    if it.another_key {
+        authority.add_key(&name, &files)?;
+    }
     authority.issue_gateway(&name, &it.hosts, it.hours, &files)?;
     println!("{}: certificates for {} hours", it.out.display(), it.hours);
+    Ok(())
+}
+
+fn retire(folder: &Path, key: &str) -> anyhow::Result<()> {
+    let name = Authority::open(folder)?.retire_key(key)?;
+    println!("{name} has one signing key less; sign the next bundle to publish it");
     Ok(())
 }
 
