@@ -3,6 +3,7 @@
 //! `place` keeps N clients submitting to three durable gateways on this machine. Every job asks for
 //! more GPUs of one pool than are left, so that it is decided, placed and committed, but not run:
 //! running is the factory's business. Between rounds the jobs are cancelled outside of the measure.
+//! A client's connection is made before the clock starts, and kept over all rounds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,6 +71,7 @@ async fn measure(laptop: &Laptop, it: &PlaceBench) -> anyhow::Result<Value> {
     fill_the_pool(laptop).await?;
     let states = if it.one_gateway { &STATES[..1] } else { &STATES[..] };
     let per_round = JOBS_PER_ROUND_MAX * states.len() as u64;
+    let mut clients = connected(laptop, states, it.clients).await?;
     let mut latencies = Vec::new();
     let mut busy = Duration::ZERO;
     let mut left = it.placements;
@@ -77,7 +79,8 @@ async fn measure(laptop: &Laptop, it: &PlaceBench) -> anyhow::Result<Value> {
     while left > 0 {
         let round = left.min(per_round);
         progress(&format!("{left} placements to go"));
-        let (took, mut seen) = one_round(laptop, states, it.clients, round).await?;
+        let (took, mut seen);
+        (clients, took, seen) = one_round(clients, states.len(), round).await?;
         busy += took;
         latencies.append(&mut seen);
         left -= round;
@@ -128,20 +131,29 @@ fn job(name: &str, gpus: &str) -> Value {
     })
 }
 
+/// The clients, spread over the gateways in turn; each has its connection.
+async fn connected(laptop: &Laptop, states: &[&str], clients: usize) -> anyhow::Result<Vec<Client>> {
+    let mut connected = Vec::new();
+    for state in states.iter().cycle().take(clients) {
+        let mut client = laptop.client(state, &format!("researcher.{state}"))?;
+        client.read("/v1/health").await?;
+        connected.push(client);
+    }
+    Ok(connected)
+}
+
+/// The clients, how long the round took, and how long each placement did.
 async fn one_round(
-    laptop: &Laptop,
-    states: &[&str],
-    clients: usize,
+    clients: Vec<Client>,
+    states: usize,
     placements: u64,
-) -> anyhow::Result<(Duration, Vec<Duration>)> {
+) -> anyhow::Result<(Vec<Client>, Duration, Vec<Duration>)> {
     // A count for each state, so that a fast one does not run into its limit of open jobs.
-    let left: Vec<_> = states.iter().map(|_| Arc::new(AtomicU64::new(placements / states.len() as u64))).collect();
+    let left: Vec<_> = (0..states).map(|_| Arc::new(AtomicU64::new(placements / states as u64))).collect();
     let mut running = JoinSet::new();
     let started = Instant::now();
-    for number in 0..clients {
-        let state = states[number % states.len()];
-        let mut client = laptop.client(state, &format!("researcher.{state}"))?;
-        let left = Arc::clone(&left[number % states.len()]);
+    for (number, mut client) in clients.into_iter().enumerate() {
+        let left = Arc::clone(&left[number % states]);
         running.spawn(async move {
             let mut seen = Vec::new();
             let mut serial = 0;
@@ -158,14 +170,19 @@ async fn one_round(
                     String::from_utf8_lossy(&answer.body)
                 );
             }
-            Ok(seen)
+            anyhow::Ok((number, client, seen))
         });
     }
-    let mut latencies = Vec::new();
-    while let Some(seen) = running.join_next().await {
-        latencies.append(&mut seen??);
+    let (mut clients, mut latencies) = (Vec::new(), Vec::new());
+    while let Some(done) = running.join_next().await {
+        let (number, client, mut seen) = done??;
+        clients.push((number, client));
+        latencies.append(&mut seen);
     }
-    Ok((started.elapsed(), latencies))
+    let took = started.elapsed();
+    // Each stays with its state's count.
+    clients.sort_unstable_by_key(|(number, _)| *number);
+    Ok((clients.into_iter().map(|(_, client)| client).collect(), took, latencies))
 }
 
 async fn cancel_all(laptop: &Laptop, states: &[&str]) -> anyhow::Result<()> {
