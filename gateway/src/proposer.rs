@@ -42,7 +42,7 @@ const BATCH_BYTES_MAX: usize = ENVELOPE_BYTES_MAX - 4 * 1_024;
 const IN_FLIGHT_MAX: u32 = 4;
 /// While an envelope is on its way, commands gather this long before the next one follows it: each costs a signature, a
 /// check of it on every replica and a log entry. Commits in one building return sooner, so there one is on its way.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(8);
 /// Commands that may wait: 16 full batches; beyond it the caller is told to come back.
 const WAITING_MAX: usize = 4096;
 /// How long a command takes at most if its caller does not say. Clients give up after 10 s, and what is done before and
