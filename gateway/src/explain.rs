@@ -1,10 +1,11 @@
 //! Explanations: every pool of the federation with what each state and the capacity say of a job.
 
-use federation::{Attempt, End, Fit, PoolId, Registry, Shape};
+use federation::{Attempt, End, Fit, PoolId, Registry};
 use policy::{Answer, DenialReason, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::tes::Requirements;
 use crate::verdicts::Verdicts;
 
 /// One pool's two answers as they are stored with a task. They are to be read; they permit nothing.
@@ -28,20 +29,17 @@ pub fn answers(verdicts: &Verdicts) -> Vec<PoolAnswers> {
     verdicts.pools.iter().map(of).collect()
 }
 
-/// Every pool with both states' answers; with a shape, also whether the job fits.
-pub fn pools(registry: &Registry, pools: &[PoolAnswers], shape: Option<&Shape>) -> Value {
+/// Every pool with both states' answers, and whether the job fits there now.
+pub fn pools(registry: &Registry, pools: &[PoolAnswers], requirements: &Requirements) -> Value {
     let one = |it: &PoolAnswers| {
-        let mut pool = json!({
+        json!({
             "pool": it.pool,
             "state": it.pool.state(),
             "permitted": it.export.permitted && it.host.permitted,
             "export": answer(&it.export),
             "host": answer(&it.host),
-        });
-        if let Some(shape) = shape {
-            pool["capacity"] = capacity(registry, &it.pool, shape).into();
-        }
-        pool
+            "capacity": capacity(registry, &it.pool, requirements),
+        })
     };
     pools.iter().map(one).collect()
 }
@@ -119,8 +117,12 @@ fn reason(reason: &DenialReason) -> String {
     }
 }
 
-fn capacity(registry: &Registry, pool: &PoolId, shape: &Shape) -> String {
-    match registry.fit(pool, shape) {
+fn capacity(registry: &Registry, pool: &PoolId, requirements: &Requirements) -> String {
+    let zones = &requirements.zones;
+    if !zones.is_empty() && !zones.iter().any(|zone| zone.contains(pool)) {
+        return "outside the zones that the task names".into();
+    }
+    match registry.fit(pool, &requirements.shape) {
         None => "not offered any more".into(),
         Some(fit) => match fit {
             Fit::FitsNow => "fits now".into(),

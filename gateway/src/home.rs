@@ -268,7 +268,7 @@ impl Home {
         self.consensus.read(|registry| {
             match federation::place(registry, &requirements.shape, &permits, &requirements.zones) {
                 Ok(placement) => Ok((verdicts, placement)),
-                Err(reason) => Err(no_placement(registry, &verdicts, &reason)),
+                Err(reason) => Err(no_placement(registry, &verdicts, requirements, &reason)),
             }
         })
     }
@@ -502,8 +502,13 @@ pub fn now() -> Timestamp {
     Timestamp(since.as_millis() as u64)
 }
 
-fn no_placement(registry: &Registry, verdicts: &Verdicts, reason: &NoPlacement) -> Problem {
-    let pools = crate::explain::pools(registry, &crate::explain::answers(verdicts), None);
+fn no_placement(
+    registry: &Registry,
+    verdicts: &Verdicts,
+    requirements: &Requirements,
+    reason: &NoPlacement,
+) -> Problem {
+    let pools = crate::explain::pools(registry, &crate::explain::answers(verdicts), requirements);
     match reason {
         NoPlacement::NothingPermitted => Problem::new(
             Code::EveryStateDenied,

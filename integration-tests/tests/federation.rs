@@ -9,6 +9,7 @@ mod federation {
     mod local_driver;
     mod peers;
     mod privacy;
+    mod reads;
     mod slurm;
     mod stories;
     mod tes;

@@ -80,9 +80,12 @@ fn pool(registry: &Registry, state: &OfferState, now: Timestamp) -> Value {
         "largest_free_on_a_node": state.largest_free_on_a_node(),
         "largest_gang": state.ledger.free_gpus(),
         "jobs_queued": registry.demand(&offer.pool).1,
+        "price_milli_eur_per_gpu_hour": offer.price_milli_eur_per_gpu_hour,
+        "withdrawn": state.withdrawn,
         "certifications": offer.certifications,
         "carbon_g_per_kwh": offer.carbon_g_per_kwh,
         "age_ms": report.map(|it| now.0.saturating_sub(it.at.0)),
+        "clock_ahead_ms": report.map_or(0, |it| it.at.0.saturating_sub(now.0)),
         "problem": report.and_then(|it| it.problem.clone()),
     })
 }
@@ -136,6 +139,7 @@ pub async fn policy(State(api): State<Api>, Path(state): Path<String>) -> Result
             "title": pack.source.title,
             "contact": pack.source.contact,
             "cedar": pack.source.cedar,
+            "revision": registry.revision().0,
         }))
     });
     Ok(Json(found.ok_or_else(none)?).into_response())

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use certs::{Caller, Digest, Role};
-use federation::{Job, JobId, JobState, Pseudonym};
+use federation::{Job, JobId, JobState, Pseudonym, Registry};
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, HeaderName};
 use serde::Deserialize;
@@ -47,6 +47,7 @@ const LOOKED_AT_MAX: usize = 8_192;
 const PAGE_BYTES_MAX: u64 = 4 * 1_024 * 1_024;
 /// A host that does not answer must not hold up a look at a task.
 const HOST_TIMEOUT: Duration = Duration::from_secs(3);
+const REVISION: HeaderName = HeaderName::from_static("entente-revision");
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("entente-next-offset");
 const END: HeaderName = HeaderName::from_static("entente-end");
 
@@ -64,7 +65,7 @@ async fn create(
     Extension(caller): Extension<Arc<Caller>>,
     headers: HeaderMap,
     Document(body): Document,
-) -> Result<Json<CreateTaskResponse>, Problem> {
+) -> Result<Response, Problem> {
     if !caller.is(Role::Researcher) {
         return Err(Problem::new(
             Code::RoleMissing,
@@ -82,7 +83,8 @@ async fn create(
     let work = async move {
         let _held_until_it_is_stored = room;
         let accepted = api.home.submit(&caller, &submission, &requirements, &arrival).await?;
-        Ok(Json(CreateTaskResponse { id: accepted.job.to_string() }))
+        let revision = [(REVISION, accepted.revision.0.to_string())];
+        Ok((revision, Json(CreateTaskResponse { id: accepted.job.to_string() })).into_response())
     };
     let answer = tracked(&tasks, work).await;
     delivery.done(answer.is_ok());
@@ -205,7 +207,8 @@ pub async fn why(
     let stored = api.store.explanation(&record.explanation)?.unwrap_or_else(|| b"[]".to_vec());
     let pools: Vec<explain::PoolAnswers> = serde_json::from_slice(&stored).map_err(|_| unreadable("verdicts"))?;
     let requirements = submission_of(&record)?.requirements()?;
-    let shown = api.consensus.read(|registry| explain::pools(registry, &pools, Some(&requirements.shape)));
+    let read = |registry: &Registry| (registry.revision().0, explain::pools(registry, &pools, &requirements));
+    let (revision, shown) = api.consensus.read(read);
     let attempts: Vec<Value> = seen.job.iter().flat_map(|job| &job.attempts).map(explain::attempt).collect();
     Ok(Json(json!({
         "task": record.job,
@@ -213,6 +216,7 @@ pub async fn why(
         "summary": seen.summary(),
         "attempts": attempts,
         "pools": shown,
+        "revision": revision,
     })))
 }
 
@@ -231,7 +235,7 @@ pub async fn explain(
         let placed = placed.as_ref().map_err(ToString::to_string);
         json!({
             "summary": explain::summary(permits.len(), placed.map(|it| &it.candidates[0])),
-            "pools": explain::pools(registry, &explain::answers(&verdicts), Some(&requirements.shape)),
+            "pools": explain::pools(registry, &explain::answers(&verdicts), &requirements),
             "revision": registry.revision().0,
         })
     });

@@ -14,6 +14,8 @@ const URL_BYTES_MAX: usize = 8_192;
 pub(super) enum BadUrl {
     #[error("only file, http and https")]
     Scheme,
+    #[error("this factory has no certificate authorities for https")]
+    Https,
     #[error("it does not parse")]
     Malformed,
     #[error("it names a user")]
@@ -47,7 +49,8 @@ impl Place {
         match url.split_once("://").ok_or(BadUrl::Scheme)? {
             ("file", rest) => rules.file(rest),
             ("http", rest) => rules.http(url, rest, 80),
-            ("https", rest) if rules.https_ca_file.is_some() => rules.http(url, rest, 443),
+            ("https", _) if rules.https_ca_file.is_none() => Err(BadUrl::Https),
+            ("https", rest) => rules.http(url, rest, 443),
             _ => Err(BadUrl::Scheme),
         }
     }
@@ -186,7 +189,7 @@ mod tests {
             ("file://host/srv/data/a", BadUrl::Malformed),
             ("/srv/data/a", BadUrl::Scheme),
             ("ftp://data.example/a", BadUrl::Scheme),
-            ("https://data.example/a", BadUrl::Scheme),
+            ("https://data.example/a", BadUrl::Https),
             ("http://data.example:8080/a", BadUrl::Host),
             ("http://127.0.0.1/a", BadUrl::Host),
             ("http://data.example.evil/a", BadUrl::Host),
