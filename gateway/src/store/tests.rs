@@ -89,6 +89,26 @@ async fn a_forgotten_submission_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_second_try_that_was_decided_otherwise_leaves_nothing_of_the_first() {
+    let (_folder, store) = with(&[1]).await;
+    let Change::Accept { task: mut second, summary, keys, .. } = accept(1) else { unreachable!() };
+    second.explanation = Digest::of(b"other verdicts");
+    let again = Change::Accept {
+        summary: Summary { explanation: second.explanation, ..summary },
+        again: true,
+        task: second.clone(),
+        keys,
+        explanation: Arc::from(&b"other verdicts"[..]),
+    };
+    store.write(again).await.expect("written");
+    assert_eq!(store.explanation(&task(1).explanation).expect("read"), None);
+    let verdicts = store.explanation(&second.explanation).expect("read");
+    assert_eq!(verdicts.as_deref(), Some(&b"other verdicts"[..]));
+    assert_eq!(store.task(&second.job).expect("read"), Some(*second));
+    assert!(store.key(&[1]).expect("read").is_some());
+}
+
+#[tokio::test]
 async fn a_task_is_unfinished_until_its_record_is_there() {
     let (_folder, store) = with(&[1]).await;
     let job = task(1).job;

@@ -65,7 +65,7 @@ fn write_all(database: &Database, changes: &[Change]) -> Result<(), StoreFailed>
         match change {
             Change::Accept { task, summary, again, keys, explanation } => {
                 if *again {
-                    tables.begin_anew(&task.job, keys)?;
+                    tables.begin_anew(&task.job, &task.owner, keys)?;
                 }
                 tables.accept(task, summary, keys, explanation)?;
             }
@@ -139,10 +139,16 @@ impl<'txn> Tables<'txn> {
     }
 
     /// Forgets how an earlier try of the same task came to nothing.
-    fn begin_anew(&mut self, job: &JobId, keys: &[(Vec<u8>, RememberedKey)]) -> Result<(), StoreFailed> {
+    fn begin_anew(
+        &mut self,
+        job: &JobId,
+        owner: &Pseudonym,
+        keys: &[(Vec<u8>, RememberedKey)],
+    ) -> Result<(), StoreFailed> {
         let id = job.to_string();
         take(&mut self.ended, id.as_bytes())?;
         take(&mut self.records, id.as_bytes())?;
+        self.remove_summary(job, owner)?;
         keys.iter().try_for_each(|(key, _)| self.remove_key(key))
     }
 
@@ -172,6 +178,11 @@ impl<'txn> Tables<'txn> {
             take(table, id.as_bytes())?;
         }
         self.taken.remove(id.as_bytes()).map_err(database_error)?;
+        self.remove_summary(job, owner)
+    }
+
+    /// With the explanation that no other task has.
+    fn remove_summary(&mut self, job: &JobId, owner: &Pseudonym) -> Result<(), StoreFailed> {
         let Some(summary) = take(&mut self.by_owner, &owner_key(owner, job))? else {
             return Ok(());
         };
