@@ -1,9 +1,10 @@
 //! What the registry does, one sentence each.
 
-use federation::{Registry, limits};
+use certs::{GatewayId, GatewayName};
+use federation::{Action, Command, Outcome, Registry, due, limits};
 
 use crate::audit::audit;
-use crate::world::{World, check, pool};
+use crate::world::{HOST, POOL, World, check, genesis_with_a_second_host, offer, pool};
 
 #[test]
 fn the_first_candidate_with_room_is_granted() {
@@ -355,4 +356,24 @@ fn nobody_moves_what_belongs_to_another() {
     check("offer 8; submit a 8; decline a by DE", "last Rejected NotOwner, a GRANTED");
     check("offer 8; submit a 8; cancel a by FI", "last Rejected NotOwner, a GRANTED");
     check("offer 8; submit z 8; submit a 8; rerank a by FI", "last Rejected NotOwner, a QUEUED");
+}
+
+/// Its driver has the attempt; the other gateway's would start it a second time.
+#[test]
+fn an_attempt_stays_with_its_gateway_when_the_pool_is_handed_on() {
+    let mut world = World::of(&genesis_with_a_second_host()).tell("offer 8; submit a 4; start a; submit b 8");
+    let first = World::gateway(HOST);
+    let second = GatewayId { name: GatewayName::parse("gw-2").unwrap(), ..first.clone() };
+    let handed_on = federation::Offer { served_by: second.name.clone(), ..offer(pool(POOL), 2, 1, 8) };
+    assert_eq!(world.commit(HOST, vec![Command::PublishOffer(handed_on)]), [Outcome::Done]);
+    let duties = |world: &World, of: &GatewayId| due(&world.registry, of, world.now);
+    let [a, b] = ["a", "b"].map(|job| world.jobs[job]);
+    assert_eq!(duties(&world, &first), [Action::Poll { job: a, attempt: 1 }]);
+    assert_eq!(duties(&world, &second), [Action::Report { pool: pool(POOL) }]);
+
+    // What is granted from now on is the second one's.
+    let world = world.tell("finish a");
+    assert_eq!(duties(&world, &first), []);
+    let granted = [Action::Dispatch { job: b, attempt: 1 }, Action::Report { pool: pool(POOL) }];
+    assert_eq!(duties(&world, &second), granted);
 }

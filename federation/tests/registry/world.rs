@@ -73,7 +73,24 @@ pub fn member(of: &str, node_id: u64) -> GenesisMember {
 }
 
 pub fn genesis() -> Genesis {
-    let members = STATES.iter().zip(1..).map(|(of, node)| member(of, node)).collect();
+    agreed(STATES.iter().zip(1..).map(|(of, node)| member(of, node)).collect())
+}
+
+/// The same with a second gateway of the host's.
+pub fn genesis_with_a_second_host() -> Genesis {
+    let mut members: Vec<_> = STATES.iter().zip(1..).map(|(of, node)| member(of, node)).collect();
+    let host = members.iter_mut().find(|it| it.gateways[0].id.state == state(HOST)).unwrap();
+    let (name, key) = (GatewayName::parse("gw-2").unwrap(), SigningKey::from_seed([2; 32]));
+    let proof = gateway_key_proof(&federation(), state(HOST), &name, &key);
+    let mut bundle = bundle(HOST, 1, None, &gateway_key(HOST));
+    bundle.gateways.push(GatewayKey { name: name.clone(), key: key.public(), proof });
+    host.bundle = bundle.sign(&root_key(HOST));
+    let id = GatewayId { state: state(HOST), name };
+    host.gateways.push(GatewayRecord { id, node_id: 4, ..host.gateways[0].clone() });
+    agreed(members)
+}
+
+fn agreed(members: Vec<GenesisMember>) -> Genesis {
     let draft = Genesis::draft(federation(), 1, members).unwrap();
     STATES.iter().fold(draft, |draft, of| draft.sign(state(of), &root_key(of)).unwrap()).complete().unwrap()
 }
@@ -168,7 +185,11 @@ pub fn check(sentences: &str, facts: &str) {
 
 impl World {
     pub fn new() -> World {
-        let registry = Registry::from_genesis(&genesis());
+        World::of(&genesis())
+    }
+
+    pub fn of(genesis: &Genesis) -> World {
+        let registry = Registry::from_genesis(genesis);
         World { registry, jobs: BTreeMap::new(), last: Outcome::Done, now: Timestamp(1_000), serial: 0, sequence: 0 }
     }
 
