@@ -61,6 +61,9 @@ enum Verb {
         /// The gateway's configuration
         #[arg(long)]
         config: PathBuf,
+        /// Stop when standard input ends, so that a parent that dies leaves no gateway behind
+        #[arg(long)]
+        while_stdin_is_open: bool,
     },
     /// Submit a task: a TES document, or flags and a command
     Submit(tasks::Submit),
@@ -123,7 +126,7 @@ async fn act(entente: Entente) -> anyhow::Result<ExitCode> {
     match command {
         Verb::Demo(place) => demo::demo(&place).await?,
         Verb::Up { place, json } => up::up(&place, json).await?,
-        Verb::Gateway { config } => return gateway::gateway(&config).await,
+        Verb::Gateway { config, while_stdin_is_open } => return gateway::gateway(&config, while_stdin_is_open).await,
         Verb::Submit(it) => return tasks::submit(&mut connect.client()?, &it, output).await,
         Verb::Tasks(it) => return tasks::tasks(&mut connect.client()?, &it, output).await,
         Verb::Logs(it) => tasks::logs(&mut connect.client()?, &it).await?,

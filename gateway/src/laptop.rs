@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use anyhow::{Context, bail};
 use certs::{FederationId, GatewayId, GatewayName, IssuerEntry, MemberState, Role, TokenIssuer};
 use federation::{GatewayRecord, Genesis, GenesisMember};
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use crate::authority::{Authority, GatewayFiles, now_s, replace, write_secret};
 use crate::cli::client::Client;
@@ -47,6 +48,8 @@ pub struct Member {
     pub issuer_key: PathBuf,
     folder: PathBuf,
     process: Option<Child>,
+    /// Its standard input. When this process is gone, however it ended, the gateway stops.
+    lifeline: Option<ChildStdin>,
 }
 
 /// Three gateways and what is needed to use them. Dropping it stops the processes.
@@ -72,10 +75,13 @@ impl Laptop {
         if folder.join("genesis.json").exists() {
             bail!("{} holds a federation already; name another folder with --data-dir or remove it", folder.display());
         }
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            bail!("{} holds files already; name a new or an empty folder with --data-dir", folder.display());
+        }
+        let ports = Ports::reserve(first_port)?;
+        make_private(folder)?;
         let folder = std::path::absolute(folder)?;
         progress("making one certificate authority, one root key and one gateway per state");
-        let ports = Ports::reserve(first_port)?;
         let mut founding = Vec::new();
         for (index, code) in STATES.iter().enumerate() {
             founding.push(Founding::prepare(&folder, code, index, &ports)?);
@@ -201,18 +207,21 @@ impl Laptop {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
-        let process = Command::new(&self.program)
+        let mut process = Command::new(&self.program)
             .arg("gateway")
             .arg("--config")
             .arg(member.folder.join("gateway.toml"))
-            .stdin(Stdio::null())
+            .arg("--while-stdin-is-open")
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .context("cannot start a gateway process")?;
+        member.lifeline = process.stdin.take();
         member.process = Some(process);
         Ok(())
     }
@@ -268,6 +277,12 @@ async fn is_ready(client: &mut Client, states: usize) -> bool {
     health["status"] == "ok" && health["packs"].as_u64() == Some(states as u64) && lending.len() == states
 }
 
+/// A folder for this user only: it holds keys and what tasks say.
+fn make_private(folder: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("cannot make the folder {}", folder.display()))
+}
+
 fn terminate(pid: u32) {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
@@ -286,7 +301,9 @@ impl Ports {
         let mut held = Vec::new();
         for number in 0..2 * STATES.len() as u16 {
             // 0: any that is free.
-            let port = first.map_or(Some(0), |first| first.checked_add(number)).context("ports end at 65535")?;
+            let port = first.map_or(Some(0), |first| first.checked_add(number));
+            let port =
+                port.with_context(|| format!("--port {} leaves no six ports: they end at 65535", first.unwrap_or(0)))?;
             let bound = TcpListener::bind(("127.0.0.1", port));
             held.push(bound.with_context(|| match port {
                 0 => "no free port on 127.0.0.1".to_owned(),
@@ -431,6 +448,7 @@ impl Founding {
             issuer_key: self.issuer_key,
             folder: self.folder,
             process: None,
+            lifeline: None,
         }
     }
 }

@@ -8,6 +8,8 @@
 //! large the tasks are.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -242,13 +244,14 @@ impl Store {
     }
 
     fn try_open(folder: &Path) -> Result<Store, StoreFailed> {
-        let database =
-            Database::builder().set_cache_size(CACHE_BYTES).create(folder.join("tasks.redb")).map_err(|error| {
-                match error {
-                    DatabaseError::DatabaseAlreadyOpen => StoreFailed::InUse,
-                    other => database_error(other),
-                }
-            })?;
+        let path = folder.join("tasks.redb");
+        // Tasks hold commands and data: for this gateway's account only.
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        drop(file.map_err(database_error)?);
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreFailed::InUse,
+            other => database_error(other),
+        })?;
         writer::prepare(&database)?;
         let database = Arc::new(database);
         let (queue, waiting) = mpsc::channel(WAITING_MAX);

@@ -74,6 +74,11 @@ impl Federation {
         }
     }
 
+    /// The process of `up`.
+    pub fn up(&self) -> u32 {
+        self.up.id()
+    }
+
     /// What `up --json` printed.
     pub fn about(&self) -> &Value {
         &self.about

@@ -53,6 +53,7 @@ pub async fn lend(federation: &mut Federation, state: &str, factories: &[String]
     let (rest, _) = text.split_once("\n[[factory]]").expect("factories");
     std::fs::write(&path, format!("{rest}\n{}", factories.concat())).expect("a written configuration");
     open_up(federation.folder().parent().expect("a folder above"), 0o711);
+    open_up(&federation.folder(), 0o711);
     let owned = Command::new("chown").arg("-R").arg(format!("{GATEWAY}:")).arg(&folder).status().expect("chown");
     assert!(owned.success());
     federation.restart(state).await;

@@ -6,6 +6,7 @@ mod federation {
     mod clients;
     mod crashes;
     mod house;
+    mod laptop;
     mod local_driver;
     mod peers;
     mod privacy;

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -113,7 +114,8 @@ impl Wal {
         owner: &Owner,
     ) -> Result<(Wal, Recovered), BadLog> {
         let failed = |cause| BadLog::Io { folder: folder.to_owned(), cause };
-        fs::create_dir_all(folder).map_err(failed)?;
+        // Records of every state: for this gateway's account only.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let salt = claim(folder, owner)?;
         let (recovered, files) = recover(folder, salt, segment_bytes)?;
         let (orders, waiting) = channel();

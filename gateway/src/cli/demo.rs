@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::table::{cell, plain};
-use super::up::{Folder, Place, progress, stop_asked};
+use super::up::{Folder, Place, StopSignals, progress};
 use super::{capacity, explain, tasks};
 use crate::laptop::Laptop;
 
@@ -17,11 +17,12 @@ const TASKS: &str = "/ga4gh/tes/v1/tasks";
 /// Starts the federation, tells the stories, and cleans up.
 pub async fn demo(place: &Place) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
+    let mut stop = StopSignals::listen()?;
     let folder = Folder::choose(place);
     let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
     let told = tokio::select! {
         told = start_and_tell(&mut laptop) => told,
-        asked = stop_asked() => asked,
+        () = stop.asked() => Err(anyhow::anyhow!("stopped before the end")),
     };
     progress("stopping the gateways");
     laptop.stop().await;

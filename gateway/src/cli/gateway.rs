@@ -5,19 +5,26 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 
-use super::up::stop_asked;
+use super::up::StopSignals;
 use crate::config::Config;
 use crate::gateway::Gateway;
 
-/// Runs the gateway. SIGINT or SIGTERM stop it in order; a failing disk stops it at once.
-pub async fn gateway(config: &Path) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::try_from_env("ENTENTE_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,hyper=warn,h2=warn"));
+/// What is written unless `ENTENTE_LOG` says otherwise. Openraft warns of every heartbeat that a peer misses, ten times a
+/// second; that a peer is lost and is back is said once, by who calls it.
+const LOG: &str = "info,openraft=warn,openraft::core::heartbeat=error,openraft::replication=error,\
+                   openraft::engine::handler::replication_handler=error,hyper=warn,h2=warn";
+
+/// Runs the gateway. SIGINT, SIGTERM, SIGHUP or SIGQUIT stop it in order, and so does the end of its standard input if it
+/// is to live no longer than that; a failing disk stops it at once.
+pub async fn gateway(config: &Path, while_stdin_is_open: bool) -> anyhow::Result<ExitCode> {
+    let mut stop = StopSignals::listen()?;
+    let filter = EnvFilter::try_from_env("ENTENTE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = Config::read(config)?;
     let gateway = Gateway::start(config).await?;
     let failed = tokio::select! {
-        asked = stop_asked() => { asked?; None }
+        () = stop.asked() => None,
+        () = stdin_ends(), if while_stdin_is_open => None,
         reason = gateway.failed() => Some(reason),
     };
     if let Some(reason) = failed {
@@ -27,4 +34,15 @@ pub async fn gateway(config: &Path) -> anyhow::Result<ExitCode> {
     tracing::info!("stopping");
     gateway.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Resolves when nobody holds the other end of standard input any more. A thread of its own reads: one of the runtime's
+/// would keep it from ending.
+async fn stdin_ends() {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _an_error_is_an_end = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _the_gateway_may_be_gone = ended.send(());
+    });
+    let _sent_or_gone = end.await;
 }

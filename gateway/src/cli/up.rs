@@ -4,14 +4,14 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::laptop::Laptop;
 
 /// Where the federation of `up` and `demo` lives.
 #[derive(Args, Clone, Debug)]
 pub struct Place {
-    /// A folder for keys, data and logs; by default a temporary one that is removed at the end
+    /// A new or empty folder for keys, data and logs; by default a temporary one that is removed at the end
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
     /// The first of six ports in a row on 127.0.0.1; by default any six that are free
@@ -55,15 +55,34 @@ impl Drop for Folder {
     }
 }
 
-/// Resolves at SIGINT or SIGTERM.
-pub async fn stop_asked() -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// What asks a process to end: Ctrl-C, a polite kill, a terminal that was closed, Ctrl-\\.
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl StopSignals {
+    /// From here on they end nothing by themselves; what is made after this is also cleaned up.
+    pub fn listen() -> anyhow::Result<StopSignals> {
+        Ok(StopSignals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+        })
     }
-    Ok(())
+
+    /// Resolves at the first of them.
+    pub async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+            _ = self.quit.recv() => {}
+        }
+    }
 }
 
 /// A line of progress, on standard error so that standard output stays for results.
@@ -77,29 +96,29 @@ pub fn progress(line: &str) {
 
 /// Starts the federation, says how to use it, and waits for the end.
 pub async fn up(place: &Place, json: bool) -> anyhow::Result<()> {
+    let mut stop = StopSignals::listen()?;
     let folder = Folder::choose(place);
     let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
-    let result = run(&mut laptop, json).await;
+    let result = run(&mut laptop, json, &mut stop).await;
     progress("stopping the gateways");
     laptop.stop().await;
     result
 }
 
-async fn run(laptop: &mut Laptop, json: bool) -> anyhow::Result<()> {
+async fn run(laptop: &mut Laptop, json: bool, stop: &mut StopSignals) -> anyhow::Result<()> {
     // A stop that is asked for while the gateways start must not leave them behind.
     tokio::select! {
         started = laptop.start(&progress) => started?,
-        asked = stop_asked() => return asked,
+        () = stop.asked() => return Ok(()),
     }
     if json {
         println!("{}", laptop.describe());
     } else {
         print!("{}", welcome(laptop));
     }
-    let mut stop = std::pin::pin!(stop_asked());
     loop {
         tokio::select! {
-            asked = &mut stop => return asked,
+            () = stop.asked() => return Ok(()),
             // The others go on; that is what a federation is for.
             reason = laptop.lost() => progress(&reason),
         }
@@ -122,6 +141,7 @@ fn welcome(laptop: &Laptop) -> String {
          \x20 {program} capacity\n\
          \x20 {program} submit --gpus 8 --model H100 --wait -- echo hello from the federation\n\
          \x20 {program} tasks\n\
+         \x20 {program} logs <task>\n\
          \x20 {program} why <task>\n\nCtrl-C stops everything.\n",
         member.url,
         member.ca_file.display(),

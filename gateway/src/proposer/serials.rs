@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Serials reserved at once: at a thousand envelopes a second, one sync in a quarter of an hour.
@@ -52,7 +53,7 @@ impl Serials {
 
     fn reserve(&self, below: u64) -> io::Result<()> {
         let new = self.file.with_extension("new");
-        let mut file = File::create(&new)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(below.to_string().as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.file)?;
