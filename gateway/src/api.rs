@@ -101,7 +101,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Asked<T>, Problem> {
         let query = Query::try_from_uri(&parts.uri);
-        query.map(|Query(asked)| Asked(asked)).map_err(|bad| Problem::new(Code::BadQuery, bad.body_text()))
+        query.map(|Query(asked)| Asked(asked)).map_err(|bad| {
+            let text = bad.body_text();
+            // What the library puts before the parameter and what is wrong with it.
+            let plain = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, plain)| plain);
+            Problem::new(Code::BadQuery, plain)
+        })
     }
 }
 

@@ -52,6 +52,12 @@ pub use slurm::{
 pub use supervisor::run_attempt;
 pub use work::{Source, StageIn, StageKind, StageOut, Step, WorkOrder, WorkOwner};
 
+/// Folders of `/` that are the machine's, not the task's.
+pub const SYSTEM_TOPS: [&str; 12] =
+    ["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
+/// Folders of `/` that one task's paths may lie in. Each is a mount of its sandbox.
+pub const TOPS_MAX: usize = 64;
+
 /// What a scheduler must be able to do for a gateway.
 ///
 /// What is asked often answers from memory at once; what may wait for a disk or a scheduler is a future.

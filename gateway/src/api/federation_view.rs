@@ -8,7 +8,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use certs::MemberState;
-use federation::{OfferState, Registry, Revision, Timestamp};
+use federation::limits::REPORT_EVERY_MS;
+use federation::{CapacityReport, OfferState, Registry, Revision, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,6 +19,9 @@ use crate::home::now;
 
 /// How long a read waits for a revision or for the leader.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A host that has missed so many reports is silent, and what it lent may not be there.
+const SILENT_MS: u64 = 10 * REPORT_EVERY_MS;
 
 /// How fresh a read has to be.
 #[derive(Debug, Default, Deserialize)]
@@ -42,7 +46,7 @@ impl Freshness {
                 api.consensus.linearize(READ_TIMEOUT).await.map_err(|_| late())?;
             }
             Some(_) => {
-                return Err(Problem::new(Code::BadRequest, "consistency is `local` or `linearizable`"));
+                return Err(Problem::new(Code::BadQuery, "consistency is `local` or `linearizable`"));
             }
         }
         if let Some(revision) = self.revision {
@@ -86,8 +90,18 @@ fn pool(registry: &Registry, state: &OfferState, now: Timestamp) -> Value {
         "carbon_g_per_kwh": offer.carbon_g_per_kwh,
         "age_ms": report.map(|it| now.0.saturating_sub(it.at.0)),
         "clock_ahead_ms": report.map_or(0, |it| it.at.0.saturating_sub(now.0)),
-        "problem": report.and_then(|it| it.problem.clone()),
+        "problem": problem(report, now),
     })
+}
+
+/// What the host says is wrong with the pool, or that it has said nothing for long.
+fn problem(report: Option<&CapacityReport>, now: Timestamp) -> Option<String> {
+    let report = report?;
+    let silent_ms = now.0.saturating_sub(report.at.0);
+    if silent_ms > SILENT_MS {
+        return Some(format!("its gateway has reported nothing for {} s", silent_ms / 1_000));
+    }
+    report.problem.as_ref().map(ToString::to_string)
 }
 
 /// Every member state with its gateways.

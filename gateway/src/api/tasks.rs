@@ -10,6 +10,7 @@ use axum::extract::{Extension, Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use bytes::Bytes;
 use certs::{Caller, Digest, Role};
 use federation::{Job, JobId, JobState, Pseudonym, Registry};
 use http::HeaderMap;
@@ -35,8 +36,10 @@ use crate::tes::model::{
     State as TesState, Task,
 };
 use crate::tes::view::{Known, show, state_of};
-use crate::tes::{self, BACKEND_PARAMETERS, ListQuery, PageToken, Submission, View};
+use crate::tes::{self, BACKEND_PARAMETERS, ListQuery, PageToken, Requirements, Submission, View};
 
+/// A document beyond this takes more than a millisecond.
+const LARGE_BYTES: usize = 64 * 1_024;
 /// Longest Idempotency-Key in bytes; a UUID has 36.
 const KEY_BYTES_MAX: usize = 128;
 /// Tasks read at once while a list is filtered.
@@ -47,6 +50,8 @@ const LOOKED_AT_MAX: usize = 8_192;
 const PAGE_BYTES_MAX: u64 = 4 * 1_024 * 1_024;
 /// A host that does not answer must not hold up a look at a task.
 const HOST_TIMEOUT: Duration = Duration::from_secs(3);
+/// No file is longer.
+const LOG_OFFSET_MAX: u64 = i64::MAX as u64;
 const REVISION: HeaderName = HeaderName::from_static("entente-revision");
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("entente-next-offset");
 const END: HeaderName = HeaderName::from_static("entente-end");
@@ -74,9 +79,8 @@ async fn create(
     }
     let room = api.documents.room(body.len()).await?;
     let begun = Instant::now();
-    let submission = Submission::parse(&body)?;
-    let requirements = submission.requirements()?;
     let arrival = Arrival { key: idempotency_key(&headers)?, body: Digest::of(&body), face: prefix.to_owned() };
+    let (submission, requirements) = understood(body).await?;
     api.stages.add(Stage::Parse, begun);
     let (home, tasks) = (Arc::clone(&api.home), api.tasks.clone());
     let delivery = home.delivery(&caller, &arrival);
@@ -89,6 +93,20 @@ async fn create(
     let answer = tracked(&tasks, work).await;
     delivery.done(answer.is_ok());
     answer
+}
+
+/// What a document says. A large one takes a tenth of a second, so that it is understood where nobody waits behind it.
+async fn understood(body: Bytes) -> Result<(Submission, Requirements), Problem> {
+    let is_large = body.len() > LARGE_BYTES;
+    let understand = move || {
+        let submission = Submission::parse(&body)?;
+        let requirements = submission.requirements()?;
+        Ok((submission, requirements))
+    };
+    if !is_large {
+        return understand();
+    }
+    tokio::task::spawn_blocking(understand).await.unwrap_or_else(|_| Err(failed_inside()))
 }
 
 async fn list(
@@ -227,7 +245,7 @@ pub async fn explain(
     Document(body): Document,
 ) -> Result<Json<Value>, Problem> {
     let _room = api.documents.room(body.len()).await?;
-    let requirements = Submission::parse(&body)?.requirements()?;
+    let (_, requirements) = understood(body).await?;
     let verdicts = api.home.explain(&caller, &requirements);
     let answer = api.consensus.read(|registry| {
         let permits = verdicts.permits();
@@ -266,6 +284,12 @@ pub async fn logs(
     Asked(query): Asked<LogQuery>,
 ) -> Result<Response, Problem> {
     let record = own_task(&api, &caller, &id)?;
+    if query.offset > LOG_OFFSET_MAX {
+        return Err(Problem::new(Code::BadQuery, "offset: no output is that long"));
+    }
+    if query.executor as usize >= submission_of(&record)?.task().executors.len() {
+        return Err(Problem::new(Code::NotFound, "this task has no such executor; they are counted from 0"));
+    }
     let Some(job) = Seen::of(&api, &record.job)?.job else {
         return Err(Problem::new(Code::NotFound, "the registry holds no such task yet; ask again"));
     };

@@ -28,9 +28,16 @@ fn print(answer: &Value, output: Output) {
     }
 }
 
-/// The answer in words, then one line per pool, then the rules that decided.
+/// The answer in words, then the attempts, one line per pool, and the rules that decided.
 pub fn text(answer: &Value) -> String {
     let mut text = format!("{}\n\n", cell(&answer["summary"]));
+    if let Some(attempts) = answer["attempts"].as_array().filter(|it| !it.is_empty()) {
+        text.push_str(&table(
+            &["ATTEMPT", "POOL", "GPUS", "OUTCOME"],
+            &attempts.iter().map(attempt).collect::<Vec<_>>(),
+        ));
+        text.push('\n');
+    }
     let pools = answer["pools"].as_array().map_or(&[][..], Vec::as_slice);
     let rows: Vec<Vec<String>> = pools
         .iter()
@@ -48,6 +55,15 @@ pub fn text(answer: &Value) -> String {
         }
     }
     text
+}
+
+fn attempt(attempt: &Value) -> Vec<String> {
+    let outcome = match (&attempt["declined"], &attempt["end"]) {
+        (Value::Null, Value::Null) => "under way".into(),
+        (Value::Null, end) => cell(end),
+        (declined, _) => format!("declined: {}", cell(declined)),
+    };
+    vec![cell(&attempt["number"]), cell(&attempt["pool"]), cell(&attempt["gpus"]), outcome]
 }
 
 /// `FR permits (fr-research)` or `DE denies (de-dual-use)`.

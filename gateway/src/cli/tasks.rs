@@ -54,13 +54,22 @@ pub struct Submit {
     /// Only these states or factories: FR, or FR/jean-zay
     #[arg(long)]
     pub zone: Vec<String>,
+    /// A project, for rules and for the account at the factory
+    #[arg(long)]
+    pub project: Option<String>,
+    /// A tag, name=value; as often as needed
+    #[arg(long = "tag", value_name = "NAME=VALUE")]
+    pub tags: Vec<String>,
+    /// A variable of the task's environment, name=value; as often as needed
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    pub variables: Vec<String>,
     /// Container image, where the factory runs images
     #[arg(long, default_value = "none")]
     pub image: String,
     /// Makes a repeated submission harmless
     #[arg(long)]
     pub idempotency_key: Option<String>,
-    /// Wait for the end and exit with 3 if the task failed
+    /// Wait for the end, print the output, and exit with 3 if the task failed
     #[arg(long)]
     pub wait: bool,
     /// The command and its arguments, after `--`
@@ -210,9 +219,28 @@ async fn wait(client: &mut Client, task: &str, output: Output) -> anyhow::Result
     let task = ended(client, task).await?;
     match output {
         Output::Json => println!("{task}"),
-        Output::Table => println!("{} {}", cell(&task["id"]), cell(&task["state"])),
+        Output::Table => print_end(&task)?,
     }
     Ok(if task["state"] == "COMPLETE" { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+/// How a task ended, on standard error, and the end of what it wrote, each stream on its own.
+fn print_end(task: &Value) -> anyhow::Result<()> {
+    let steps = task["logs"][0]["logs"].as_array().map_or(&[][..], Vec::as_slice);
+    for step in steps {
+        std::io::stdout().write_all(step["stdout"].as_str().unwrap_or_default().as_bytes())?;
+        std::io::stderr().write_all(step["stderr"].as_str().unwrap_or_default().as_bytes())?;
+    }
+    std::io::stdout().flush()?;
+    let pool = match &task["logs"][0]["metadata"]["pool"] {
+        Value::Null => String::new(),
+        pool => format!(" in {}", cell(pool)),
+    };
+    eprintln!("{} {}{pool}", cell(&task["id"]), cell(&task["state"]));
+    if let Some(lines) = task["logs"][0]["system_logs"].as_array().filter(|_| task["state"] == "SYSTEM_ERROR") {
+        lines.iter().for_each(|line| eprintln!("  {}", cell(line)));
+    }
+    Ok(())
 }
 
 /// The TES document that the flags describe.
@@ -233,7 +261,10 @@ pub fn document(task: &Submit) -> anyhow::Result<Value> {
     parameter("gpu_model", task.model.clone());
     parameter("nodes", task.nodes.map(|it| it.to_string()));
     parameter("walltime_s", task.walltime_s.map(|it| it.to_string()));
-    let mut tags = serde_json::Map::new();
+    let mut tags = pairs("--tag", &task.tags)?;
+    if let Some(project) = &task.project {
+        tags.insert("project".into(), project.as_str().into());
+    }
     if let Some(data_class) = &task.data_class {
         tags.insert("data_class".into(), data_class.as_str().into());
     }
@@ -246,7 +277,7 @@ pub fn document(task: &Submit) -> anyhow::Result<Value> {
     let name = task.name.clone().unwrap_or_else(|| task.command[0].clone());
     Ok(json!({
         "name": name,
-        "executors": [{"image": task.image, "command": task.command}],
+        "executors": [{"image": task.image, "command": task.command, "env": pairs("--env", &task.variables)?}],
         "resources": {
             "zones": task.zone,
             "backend_parameters": parameters,
@@ -254,6 +285,15 @@ pub fn document(task: &Submit) -> anyhow::Result<Value> {
         },
         "tags": tags,
     }))
+}
+
+/// `name=value` flags as an object.
+fn pairs(flag: &str, given: &[String]) -> anyhow::Result<serde_json::Map<String, Value>> {
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').with_context(|| format!("{flag} {text}: write name=value"))?;
+        Ok((name.to_owned(), value.into()))
+    };
+    given.iter().map(pair).collect()
 }
 
 fn read_document(path: &PathBuf) -> anyhow::Result<Value> {

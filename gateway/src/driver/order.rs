@@ -16,16 +16,12 @@ use super::launcher::Launcher;
 use super::place::{BadUrl, Place};
 use super::record::STEPS_MAX;
 use super::sandbox::{RunAs, Sandbox};
-use super::{Source, StageIn, StageKind, StageOut, Step, WorkOrder};
+use super::{SYSTEM_TOPS, Source, StageIn, StageKind, StageOut, Step, TOPS_MAX, WorkOrder};
 
 /// Linux: PATH_MAX.
 const PATH_BYTES_MAX: usize = 4_096;
 /// Where a task works that does not say where.
 const WORKDIR: &str = "/work";
-/// Top folders that are the machine's, not the task's.
-const SYSTEM_TOPS: [&str; 12] =
-    ["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
-
 /// Why a task cannot be run here. Always the task's to mend.
 ///
 /// Every state may read it, so it names places in the task by number and never what is written there.
@@ -61,6 +57,8 @@ pub(super) enum BadOrder {
     OutputUrl(usize, BadUrl),
     #[error("input {0}: content cannot be a directory")]
     ContentDirectory(usize),
+    #[error("its paths lie in more than {TOPS_MAX} folders of the root")]
+    Tops,
 }
 
 /// Why a text is not a path of a task's own.
@@ -165,7 +163,7 @@ impl Order {
         let volumes = work.volumes.iter().enumerate();
         let volume =
             |(index, path): (usize, &String)| TaskPath::parse(path).map_err(|bad| BadOrder::VolumePath(index, bad));
-        Ok(Order {
+        let order = Order {
             job: work.job,
             attempt: work.attempt,
             pool: work.pool,
@@ -179,7 +177,9 @@ impl Order {
             outputs: outputs.map(|it| Output::parse(it, &rules)).collect::<Result<_, _>>()?,
             volumes: volumes.map(volume).collect::<Result<_, _>>()?,
             rules,
-        })
+        };
+        // `/tmp` is always there.
+        if order.tops().len() > TOPS_MAX + 1 { Err(BadOrder::Tops) } else { Ok(order) }
     }
 
     pub fn key(&self) -> Key {

@@ -4,7 +4,7 @@
 //! connection that fails is dropped and dialled again by the next call, once for all who wait for it.
 //! A request that was sent is not repeated here, because only the caller knows whether it may be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -118,6 +118,22 @@ pub struct Peers {
     addresses: BTreeMap<GatewayId, PeerAddress>,
     by_node: BTreeMap<NodeId, GatewayId>,
     dialled: Mutex<HashMap<(GatewayId, Lane), Dialled>>,
+    away: Away,
+}
+
+/// The peers that cannot be reached, so that the log says it once and not with every try.
+#[derive(Clone, Default)]
+struct Away(Arc<Mutex<BTreeSet<GatewayId>>>);
+
+impl Away {
+    fn note(&self, peer: &GatewayId, failure: Option<&PeerError>) {
+        let mut away = self.0.lock().expect("invariant: nothing panics while it notes who is away");
+        match failure {
+            Some(cause) if away.insert(peer.clone()) => tracing::warn!(%peer, %cause, "a peer is lost"),
+            None if away.remove(peer) => tracing::info!(%peer, "a peer is back"),
+            _ => {}
+        }
+    }
 }
 
 impl Peers {
@@ -125,7 +141,7 @@ impl Peers {
     pub fn new(trust: SharedTrust, leaf: SharedLeaf, addresses: impl IntoIterator<Item = PeerAddress>) -> Peers {
         let addresses: BTreeMap<_, _> = addresses.into_iter().map(|peer| (peer.id.clone(), peer)).collect();
         let by_node = addresses.values().map(|peer| (peer.node, peer.id.clone())).collect();
-        Peers { trust, leaf, addresses, by_node, dialled: Mutex::default() }
+        Peers { trust, leaf, addresses, by_node, dialled: Mutex::default(), away: Away::default() }
     }
 
     /// Sends one request and returns the answer's head; the body streams.
@@ -210,7 +226,12 @@ impl Peers {
             None => return Dialled::failed(PeerError::Unknown(to.to_string())),
             Some(peer) => dial(peer.clone(), self.trust.clone(), self.leaf.clone(), hung_up.clone()),
         };
-        let dialling = tokio::spawn(dialling);
+        let (away, peer) = (self.away.clone(), to.clone());
+        let dialling = tokio::spawn(async move {
+            let dialled = dialling.await;
+            away.note(&peer, dialled.as_ref().err());
+            dialled
+        });
         let to = to.clone();
         let connection = async move { dialling.await.unwrap_or_else(|cause| Err(unreachable(&to, &cause))) };
         Dialled { connection: connection.boxed().shared(), hung_up }

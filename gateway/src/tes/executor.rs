@@ -49,10 +49,10 @@ fn executor(at: Pointer, node: Node) -> Result<Executor, BadTask> {
     let executor = Executor {
         image: image(&mut object)?,
         command: command(&mut object)?,
-        workdir: optional_path(&mut object, "workdir", path::parse)?,
-        stdin: optional_path(&mut object, "stdin", path::parse_below_root)?,
-        stdout: optional_path(&mut object, "stdout", path::parse_below_root)?,
-        stderr: optional_path(&mut object, "stderr", path::parse_below_root)?,
+        workdir: optional_path(&mut object, "workdir", path::parse_own)?,
+        stdin: optional_path(&mut object, "stdin", path::parse_own)?,
+        stdout: optional_path(&mut object, "stdout", path::parse_own)?,
+        stderr: optional_path(&mut object, "stderr", path::parse_own)?,
         env: environment(&mut object)?,
         ignore_error: object.flag("ignore_error")?,
     };

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 
 use super::json::{self, Node, Object};
 use super::mistake::{BadTask, Mistake, Pointer};
-use super::model::{FileType, Input, Output};
+use super::model::{FileType, Input, Output, Task};
 use super::path::{self, PATH_BYTES_MAX, URL_BYTES_MAX};
 use super::task::{BODY_BYTES_MAX, DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX};
+use crate::driver::TOPS_MAX;
 
 /// Some engines stage each file of a data set as one input; 4,096 x ~200 B = 0.8 MiB of the body.
 const INPUTS_MAX: usize = 4_096;
@@ -58,7 +59,7 @@ fn input(at: &Pointer, node: Node, warnings: &mut Vec<String>) -> Result<Input, 
         name: object.text("name", NAME_BYTES_MAX)?,
         description: object.text("description", DESCRIPTION_BYTES_MAX)?,
         url,
-        path: path::parse_below_root(&object.at("path"), &path)?,
+        path: path::parse_own(&object.at("path"), &path)?,
         file_type,
         content,
         streamable: object.flag("streamable")?,
@@ -76,7 +77,7 @@ pub fn outputs(task: &mut Object) -> Result<Vec<Output>, BadTask> {
 fn output(at: Pointer, node: Node) -> Result<Output, BadTask> {
     let mut object = Object::new(at, node)?;
     let path = object.needed_text("path", PATH_BYTES_MAX)?;
-    let path = path::parse_below_root(&object.at("path"), &path)?;
+    let path = path::parse_own(&object.at("path"), &path)?;
     let path_prefix = path_prefix(&mut object, &path)?;
     let url = object.needed_text("url", URL_BYTES_MAX)?;
     let output = Output {
@@ -99,7 +100,7 @@ fn path_prefix(output: &mut Object, path: &str) -> Result<Option<String>, BadTas
         return Ok(None);
     }
     let prefix = prefix.ok_or_else(|| at.is(Mistake::Missing))?;
-    let prefix = path::parse(&at, &prefix)?;
+    let prefix = path::parse_own(&at, &prefix)?;
     if path::has_wildcard(&prefix) || !path::is_above(&prefix, path) {
         let rule = "name a folder above path, without wildcards";
         return Err(at.is(Mistake::text(&prefix, rule)));
@@ -112,7 +113,7 @@ pub fn volumes(task: &mut Object) -> Result<Vec<String>, BadTask> {
     let entries = task.list("volumes", VOLUMES_MAX)?;
     let volume = |(at, node)| {
         let text = json::text(&at, node, PATH_BYTES_MAX)?;
-        path::parse_below_root(&at, &text)
+        path::parse_own(&at, &text)
     };
     entries.into_iter().map(volume).collect()
 }
@@ -127,4 +128,18 @@ fn file_type(object: &mut Object) -> Result<Option<FileType>, BadTask> {
             Err(object.at("type").is(Mistake::text(other, rule)))
         }
     }
+}
+
+/// Every folder of `/` with paths of the task costs its sandbox a mount, so they are few.
+pub fn check_tops(task: &Task) -> Result<(), BadTask> {
+    let steps = task.executors.iter().flat_map(|it| [&it.workdir, &it.stdin, &it.stdout, &it.stderr]).flatten();
+    let inputs = task.inputs.iter().map(|it| &it.path);
+    let outputs = task.outputs.iter().map(|it| &it.path);
+    let tops: BTreeSet<&str> =
+        steps.chain(inputs).chain(outputs).chain(&task.volumes).map(|it| path::top(it)).collect();
+    if tops.len() > TOPS_MAX {
+        let fix = "its paths lie in more than 64 folders of `/`; put them below fewer, such as `/work`";
+        return Err(Pointer::default().is(Mistake::Contradiction { fix }));
+    }
+    Ok(())
 }

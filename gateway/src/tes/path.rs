@@ -2,6 +2,7 @@
 //! Invariant: a path has no `..`, no control character and one spelling.
 
 use super::mistake::{BadTask, Mistake, Pointer};
+use crate::driver::SYSTEM_TOPS;
 
 /// `PATH_MAX` of Linux, without its final NUL.
 pub const PATH_BYTES_MAX: usize = 4_095;
@@ -12,6 +13,8 @@ const ABSOLUTE: &str = "begin with `/`";
 const NO_PARENT: &str = "write the path without `..`";
 const PLAIN: &str = "write it without control characters";
 const BELOW_ROOT: &str = "name something below `/`";
+const NOT_SYSTEM: &str = "name a folder that is not the machine's own, such as `/work`: not /bin, /boot, /dev, /etc, /lib…, /proc, /sbin, /sys or /usr";
+const PLAIN_TOP: &str = "write the first folder without wildcards";
 const URL: &str = "write a URL such as `s3://bucket/key`, or an absolute path";
 
 /// An absolute path with one spelling: no `//`, no `.`, no final `/`.
@@ -46,6 +49,23 @@ pub fn parse_below_root(at: &Pointer, text: &str) -> Result<String, BadTask> {
         return Err(at.is(Mistake::text(text, BELOW_ROOT)));
     }
     Ok(path)
+}
+
+/// A path of the task's own: below a folder of `/` that is not the machine's.
+pub fn parse_own(at: &Pointer, text: &str) -> Result<String, BadTask> {
+    let path = parse_below_root(at, text)?;
+    if SYSTEM_TOPS.contains(&top(&path)) {
+        return Err(at.is(Mistake::text(text, NOT_SYSTEM)));
+    }
+    if has_wildcard(top(&path)) {
+        return Err(at.is(Mistake::text(text, PLAIN_TOP)));
+    }
+    Ok(path)
+}
+
+/// The folder of `/` that a parsed path is in: `work` of `/work/a`.
+pub fn top(path: &str) -> &str {
+    path.split('/').nth(1).unwrap_or_default()
 }
 
 /// Where a file comes from or goes to: `scheme://…`, or an absolute path at the host. Which of

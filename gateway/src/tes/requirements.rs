@@ -24,7 +24,7 @@ const GPU_MEMORY_GIB: &str = "gpu_memory_gib";
 const NODES: &str = "nodes";
 const WALLTIME_S: &str = "walltime_s";
 
-/// Tags that mean something here. In any case, and with `-` for `_`: a slip in the spelling of
+/// Tags that mean something here, however their letters are parted and in any case: a slip in the spelling of
 /// `data_class` must not make health data public.
 const LABELS: [&str; 7] = [DATA_CLASS, PURPOSE, DUAL_USE, PROJECT, PRIORITY, RESTARTABLE, EXCLUSIVE];
 
@@ -35,6 +35,10 @@ const PROJECT: &str = "project";
 const PRIORITY: &str = "priority";
 const RESTARTABLE: &str = "restartable";
 const EXCLUSIVE: &str = "exclusive";
+
+/// Labels without which a task is taken for harmless, and by how many letters a name may miss one before it is another
+/// name. What is nearer is refused.
+const SLIPS: [(&str, usize); 3] = [(DATA_CLASS, 2), (DUAL_USE, 1), (PURPOSE, 1)];
 
 /// Backend parameters as tags.
 const TAG_PREFIX: &str = "entente.";
@@ -106,8 +110,11 @@ impl<'a> Asked<'a> {
                 let rule = "after `entente.` write gpu_count, gpu_model, gpu_memory_gib, nodes or walltime_s";
                 let known = known(&BACKEND_PARAMETERS, name).ok_or_else(|| place.is(Mistake::text(key, rule)))?;
                 asked.add(known, place, value)?;
-            } else if let Some(known) = known(&LABELS, &spelled) {
-                asked.add(known, place, value)?;
+            } else if let Some(label) = LABELS.into_iter().find(|label| letters(label) == letters(key)) {
+                asked.add(label, place, value)?;
+            } else if SLIPS.iter().any(|(label, slips)| distance(&letters(label), &letters(key)) <= *slips) {
+                let rule = "this is nearly data_class, dual_use or purpose; write that, or choose another name";
+                return Err(place.is(Mistake::text(key, rule)));
             }
         }
         Ok(asked)
@@ -178,6 +185,25 @@ impl<'a> Asked<'a> {
         let place = self.0.get(key).map_or_else(Pointer::default, |(place, _)| place.clone());
         place.is(Mistake::Contradiction { fix })
     }
+}
+
+/// A tag's name as it is compared: letters and digits of any script, in lower case.
+fn letters(name: &str) -> Vec<char> {
+    name.chars().filter(|it| it.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// How many letters have to be changed, added or left out to make one name of the other (Levenshtein).
+fn distance(one: &[char], other: &[char]) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (place, letter) in one.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], place + 1);
+        for (at, found) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != found);
+            diagonal = row[at + 1];
+            row[at + 1] = changed.min(diagonal + 1).min(row[at] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 fn known(names: &[&'static str], name: &str) -> Option<&'static str> {

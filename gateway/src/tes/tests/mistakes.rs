@@ -138,6 +138,8 @@ fn bad_files() {
         (json!({"url": "s3://b/k", "path": "a"}), Code::BadValue, "path"),
         (json!({"content": "x", "path": "/a/../../etc/passwd"}), Code::BadValue, "path"),
         (json!({"content": "x", "path": "/a\0"}), Code::BadValue, "path"),
+        (json!({"content": "x", "path": "//etc/passwd"}), Code::BadValue, "path"),
+        (json!({"content": "x", "path": "/./sys/x"}), Code::BadValue, "path"),
         (json!({"content": "x", "path": "/in"}), Code::Contradiction, "path"),
         (json!({"content": "x", "path": "//./in/"}), Code::Contradiction, "path"),
         (json!({"content": "x", "path": long(4_096)}), Code::TooLong, "path"),
@@ -156,7 +158,10 @@ fn bad_files() {
         (json!({"path": "/a", "url": "k"}), Code::BadValue, "url"),
         (json!({"path": "/a/*", "url": "s3://b/"}), Code::MissingMember, "path_prefix"),
         (json!({"path": "/a/[0]", "path_prefix": "/b", "url": "s3://b/"}), Code::BadValue, "path_prefix"),
-        (json!({"path": "/a?/b", "path_prefix": "/a?", "url": "s3://b/"}), Code::BadValue, "path_prefix"),
+        (json!({"path": "/a/b?/c", "path_prefix": "/a/b?", "url": "s3://b/"}), Code::BadValue, "path_prefix"),
+        (json!({"path": "/a/*", "path_prefix": "/", "url": "s3://b/"}), Code::BadValue, "path_prefix"),
+        (json!({"path": "/a?/b", "path_prefix": "/a?", "url": "s3://b/"}), Code::BadValue, "path"),
+        (json!({"path": "/lib64/x", "url": "s3://b/"}), Code::BadValue, "path"),
     ] {
         check(&at("/outputs/1", &value), code, &format!("/outputs/1/{name}"));
     }
@@ -233,6 +238,36 @@ fn bad_parameters_and_labels() {
     ] {
         let pointer = format!("/tags/{key}");
         check(&at(&pointer, &json!(value)), code, &pointer);
+    }
+}
+
+#[test]
+fn a_task_has_paths_in_few_folders_of_the_root() {
+    let inputs = |tops: usize| {
+        let inputs: Vec<_> = (0..tops).map(|top| json!({"path": format!("/d{top}/x"), "content": "x"})).collect();
+        with(|it| it["inputs"] = inputs.into())
+    };
+    let most = inputs(64).to_string();
+    assert!(Submission::parse(most.as_bytes()).is_ok());
+    check(&inputs(65), Code::Contradiction, "");
+}
+
+#[test]
+fn a_label_is_known_however_it_is_parted_and_a_slip_in_it_is_refused() {
+    let labels = |key: &str| {
+        let task = with(|it| it["tags"] = json!({key: "health"}));
+        Submission::parse(task.to_string().as_bytes()).and_then(|it| it.requirements()).map(|it| it.labels)
+    };
+    for key in ["data_class", "Data-Class", "dataClass", "data.class", " data_class", "DATA CLASS"] {
+        assert_eq!(labels(key).map(|it| it.data_class), Ok(policy::DataClass::Health), "{key}");
+    }
+    for key in ["data_clаss", "dаtа_class", "data_clas", "dat_aclas", "data_classs", "dual_us", "dualusе", "purposes"]
+    {
+        let pointer = format!("/tags/{key}");
+        check(&with(|it| it["tags"] = json!({key: "health"})), Code::BadValue, &pointer);
+    }
+    for key in ["dataset", "database", "class", "usage", "propose-to", "team", "données"] {
+        assert!(labels(key).is_ok(), "{key}");
     }
 }
 
