@@ -14,8 +14,10 @@ use serde::Deserialize;
 
 use crate::driver::{Isolation, RunAs};
 
+mod kubernetes;
 mod slurm;
 
+pub use kubernetes::{KubernetesFactory, KubernetesNodes};
 pub use slurm::{SlurmFactory, SlurmPartition};
 
 /// Largest configuration file that is read: 64 factories x 16 pools x 1 KiB.
@@ -115,8 +117,10 @@ pub struct Factory {
     /// Asked price; 0 is a gift.
     #[serde(default)]
     pub price_milli_eur_per_gpu_hour: u32,
-    /// Its scheduler, if that is Slurm; else the built-in driver runs its jobs.
+    /// Its scheduler, if that is Slurm; without it and the next, the built-in driver runs its jobs.
     pub slurm: Option<SlurmFactory>,
+    /// Its scheduler, if that is Kubernetes.
+    pub kubernetes: Option<KubernetesFactory>,
     /// The pools of this factory.
     #[serde(rename = "pool")]
     pub pools: Vec<Pool>,
@@ -149,6 +153,8 @@ pub struct Pool {
     pub walltime_max_s: u32,
     /// What Slurm calls these GPUs, in a factory whose scheduler is Slurm.
     pub slurm: Option<SlurmPartition>,
+    /// What Kubernetes calls them, in a factory whose scheduler is Kubernetes.
+    pub kubernetes: Option<KubernetesNodes>,
 }
 
 /// The built-in driver's rules.
@@ -319,7 +325,10 @@ impl Config {
         for path in named.into_iter().chain(optional).chain(local).chain(&mut self.bundle) {
             *path = base.join(&*path);
         }
-        self.factories.iter_mut().filter_map(|factory| factory.slurm.as_mut()).for_each(|slurm| slurm.resolve(base));
+        for factory in &mut self.factories {
+            factory.slurm.iter_mut().for_each(|slurm| slurm.resolve(base));
+            factory.kubernetes.iter_mut().for_each(|kubernetes| kubernetes.resolve(base));
+        }
     }
 
     /// Bounds what is multiplied and numbered here; the registry checks the rest of an offer.
@@ -353,7 +362,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::SlurmSettings;
+    use crate::driver::{KubernetesSettings, SlurmSettings};
 
     const GOOD: &str = r#"
 gateway = "FR/fr-1"
@@ -448,6 +457,47 @@ file_roots = ["/shared/data"]
         }
         let (pool, _) = SLURM.split_once('\n').expect("lines");
         assert!(settings(&format!("{GOOD}{pool}\n")).is_err_and(|why| why.contains("has no [factory.slurm]")));
+    }
+
+    const KUBERNETES: &str = r#"kubernetes = { resource = "nvidia.com/gpu", node_labels = { gpu = "h100" } }
+
+[factory.kubernetes]
+kubeconfig = "kubeconfig"
+namespaces = "namespaces.toml"
+queue = "federation"
+"#;
+
+    #[test]
+    fn a_factory_with_kubernetes_has_pools_that_kubernetes_knows() {
+        let settings = |text: &str| {
+            let config = check(text)?;
+            KubernetesSettings::of(&config, &config.factories[0]).map_err(|bad| bad.to_string())
+        };
+        assert!(settings(GOOD).expect("settings").is_none());
+        let kubernetes = settings(&format!("{GOOD}{KUBERNETES}")).expect("settings").expect("a cluster");
+        let labels = kubernetes.pools[0].node_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        assert_eq!(labels.collect::<Vec<_>>(), [("gpu", "h100")]);
+        assert_eq!((kubernetes.pools[0].nodes, kubernetes.start.as_secs()), (364, 600));
+        assert!(kubernetes.namespaces.is_absolute() && kubernetes.kubeconfig.is_some_and(|it| it.is_absolute()));
+        assert!(kubernetes.journal.ends_with("data/kubernetes/jean-zay"));
+        for (good, bad, reason) in [
+            ("kubernetes = {", "# kubernetes = {", "needs kubernetes ="),
+            ("\"nvidia.com/gpu\"", "\"gpu\"", "not an extended resource"),
+            ("{ gpu = \"h100\" }", "{}", "needs node_labels"),
+            ("namespaces = \"namespaces.toml\"\n", "", "namespaces"),
+            ("namespaces = ", "start_min = 0\nnamespaces = ", "nonzero"),
+            ("queue = \"federation\"", "queue = \"night shift\"", "night shift"),
+            ("\"h100\" }", "\"h100 80\" }", "h100 80"),
+            ("\"h100\" } }", "\"h100\" }, tolerate = [\"a=b\"] }", "a=b"),
+            ("\"h100\" } }", "\"h100\" }, runtime_class = \"Not A Name\" }", "Not A Name"),
+        ] {
+            let text = format!("{GOOD}{KUBERNETES}").replace(good, bad);
+            assert!(settings(&text).is_err_and(|why| why.contains(reason)), "{bad}");
+        }
+        let (pool, _) = KUBERNETES.split_once('\n').expect("lines");
+        assert!(settings(&format!("{GOOD}{pool}\n")).is_err_and(|why| why.contains("has no [factory.kubernetes]")));
+        let (_, slurm) = SLURM.split_once('\n').expect("lines");
+        assert!(settings(&format!("{GOOD}{KUBERNETES}{slurm}")).is_err_and(|why| why.contains("one scheduler")));
     }
 
     #[test]

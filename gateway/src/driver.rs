@@ -19,6 +19,8 @@ mod folder;
 mod follower;
 mod glob;
 mod gpus;
+mod journal;
+mod kubernetes;
 mod launcher;
 mod limits;
 mod local;
@@ -39,6 +41,10 @@ mod supervisor;
 mod tree;
 mod work;
 
+pub use kubernetes::{
+    BadKubernetesName, BadMapping, Kubernetes, KubernetesPool, KubernetesSettings, LabelValue, NoKubernetes,
+    ObjectName, QualifiedName,
+};
 pub use launcher::BadLauncher;
 pub use local::{Local, stop_attempts};
 pub use record::{AttemptRecord, ExecutorRecord, LogChunk, LogStream, OutputRecord, Pipe};
@@ -116,7 +122,8 @@ pub enum AttemptStatus {
     Starting,
     /// Steps run, outputs are being staged, or it is being stopped.
     Running { started_ms: u64 },
-    /// Every process is gone.
+    /// Every process is gone. `Canceled` although nobody asked for that gives the attempt back before it ran: the host
+    /// declines it, and the next candidate may have the job.
     Done {
         end: End,
         /// When the first step started; `None` if none did.

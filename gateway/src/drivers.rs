@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::driver::{
-    AttemptRecord, AttemptStatus, Driver, DriverError, Local, LocalSettings, LogChunk, LogStream, NoDriver, NoSlurm,
-    Slurm, SlurmSettings, WorkOrder,
+    AttemptRecord, AttemptStatus, Driver, DriverError, Kubernetes, KubernetesSettings, Local, LocalSettings, LogChunk,
+    LogStream, NoDriver, NoKubernetes, NoSlurm, Slurm, SlurmSettings, WorkOrder,
 };
 
 const NO_POOL: &str = "the pool is not one of this gateway";
@@ -36,6 +36,14 @@ pub enum NoDrivers {
         /// What is wrong with it.
         cause: NoSlurm,
     },
+    /// Another cluster's.
+    #[error("[factory.kubernetes] of {factory}: {cause}")]
+    Kubernetes {
+        /// The factory's name.
+        factory: String,
+        /// What is wrong with it.
+        cause: NoKubernetes,
+    },
 }
 
 impl Drivers {
@@ -46,6 +54,10 @@ impl Drivers {
             let wrong = |cause| NoDrivers::Slurm { factory: factory.name.to_string(), cause };
             if let Some(settings) = SlurmSettings::of(config, factory).map_err(wrong)? {
                 each.push(Arc::new(Slurm::start(settings).map_err(wrong)?));
+            }
+            let wrong = |cause| NoDrivers::Kubernetes { factory: factory.name.to_string(), cause };
+            if let Some(settings) = KubernetesSettings::of(config, factory).map_err(wrong)? {
+                each.push(Arc::new(Kubernetes::start(settings).map_err(wrong)?));
             }
         }
         let local = LocalSettings::of(config);

@@ -22,8 +22,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 mod accounts;
 mod capacity;
 mod dialect;
+mod entry;
 mod gres;
-mod journal;
 mod next;
 mod outcome;
 mod refusal;
@@ -48,7 +48,7 @@ pub(super) use spool::sweep_beside;
 
 use self::accounts::{Accounts, Mapped};
 use self::dialect::Request;
-use self::journal::{Entry, Journal, Work};
+use self::entry::{Entry, Work};
 use self::rest::{Caller, Rest};
 use self::seen::Seen;
 use self::spool::Spool;
@@ -56,6 +56,7 @@ use self::table::{Deed, Phase, Row, Table};
 use self::token::{NoToken, Tokens};
 use super::fault::Fault;
 use super::folder::{Done, Key};
+use super::journal::Journal;
 use super::launcher::Launcher;
 use super::order::{Order, Rules};
 use super::record::one_line;
@@ -75,7 +76,7 @@ struct Cluster {
     rules: Rules,
     rest: Rest,
     tokens: Tokens,
-    journal: Journal,
+    journal: Journal<Entry>,
     spool: Spool,
     table: Table,
     /// Held while a folder in the spool appears or goes. It may take as long as a shared file system takes, so nothing

@@ -4,7 +4,7 @@
 //! an attempt is over only when Slurm has given its nodes back, or says for a while that it does not know it.
 
 use super::dialect::{JobState, SlurmJob};
-use super::journal::{Entry, Known};
+use super::entry::{Entry, Known};
 use super::refusal::{GivenUp, is_hopeless};
 use super::rest::ANSWER_TIMEOUT;
 
@@ -168,7 +168,7 @@ fn is_over(entry: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::dialect::{Ending, Exit};
-    use super::super::journal::tests::work;
+    use super::super::entry::tests::work;
     use super::*;
 
     const KNOWN: Known = Known { id: 7, submit_time: Some(90) };

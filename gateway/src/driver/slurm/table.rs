@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use federation::{End, JobId};
 use tokio::sync::watch;
 
-use super::journal::{Entry, Work};
+use super::entry::{Entry, Work};
 use super::next::{Memory, Next};
 use crate::driver::AttemptStatus;
 use crate::driver::fault::Fault;

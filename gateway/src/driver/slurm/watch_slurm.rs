@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::capacity::{Own, lent};
 use super::dialect::{BadAnswerOrDialect, Dialect, JobState, Jobs, SlurmJob};
-use super::journal::Known;
+use super::entry::Known;
 use super::next::{Listed, Next, next};
 use super::outcome::{Facts, conclude};
 use super::refusal::GivenUp;

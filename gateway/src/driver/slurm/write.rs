@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Cluster;
 use super::LocalName;
 use super::dialect::{BadAnswer, Dialect, SlurmError, Submitted};
-use super::journal::Known;
+use super::entry::Known;
 use super::next::Memory;
 use super::refusal::{DUPLICATE, GivenUp, is_final, never_runs};
 use super::rest::NoAnswer;

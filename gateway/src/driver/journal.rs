@@ -1,88 +1,44 @@
-//! The journal: what the driver must remember of its attempts, on a disk of the gateway's own.
+//! The journal: what a driver must remember of its attempts, on a disk of the gateway's own.
 //!
 //! ```text
 //! <job>.<n>.json    the entry: the claim
 //! <job>.<n>.done    how it ended, once it has; nothing changes after it
 //! ```
-//! Invariants: an entry is durable before Slurm is asked for anything, and says so before each try; a file is whole or
-//! absent. Nothing here is where a task's account could write.
+//! Invariants: what was written is durable when that is said; a file is whole or absent.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use federation::PoolId;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::accounts::Mapped;
-use super::dialect::Request;
-use super::refusal::GivenUp;
-use crate::driver::folder::{Done, Key, draft_name, parse_name};
+use super::folder::{Done, Key, draft_name, parse_name};
 
-/// Entries of one cluster.
+/// Attempts of one cluster. An entry is whatever its driver must know of one.
 #[derive(Clone, Debug)]
-pub(super) struct Journal {
+pub(super) struct Journal<E> {
     folder: PathBuf,
-}
-
-/// One attempt, as far as it must survive the gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
-    /// `None`: cancelled before it came, so there is nothing to run.
-    pub work: Option<Work>,
-    /// When Slurm was last asked to take it. Whatever came of it, a job may exist since then.
-    pub posted_ms: Option<u64>,
-    /// The job that Slurm has made of it.
-    pub known: Option<Known>,
-    /// Somebody asked for the stop.
-    pub cancel: bool,
-    /// The driver itself ended it.
-    pub given_up: Option<GivenUp>,
-}
-
-/// What Slurm is asked for, and as whom.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Work {
-    pub pool: PoolId,
-    pub mapped: Mapped,
-    pub request: Request,
-}
-
-/// A job's number is given away again when slurmctld loses its state, so a number alone says nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Known {
-    pub id: u32,
-    /// Unix seconds, by slurmctld's clock; not in its first answer.
-    pub submit_time: Option<u64>,
+    _entries: PhantomData<fn() -> E>,
 }
 
 /// What a start finds.
-pub(super) struct Found {
+pub(super) struct Found<E> {
     pub key: Key,
-    pub entry: io::Result<Entry>,
+    pub entry: io::Result<E>,
     pub done: Option<io::Result<Done>>,
 }
 
-impl Entry {
-    pub fn new(work: Work) -> Entry {
-        Entry { work: Some(work), posted_ms: None, known: None, cancel: false, given_up: None }
-    }
-
-    /// Of an attempt that never came.
-    pub fn buried() -> Entry {
-        Entry { work: None, posted_ms: None, known: None, cancel: true, given_up: None }
-    }
-}
-
-impl Journal {
-    pub fn open(folder: &Path) -> io::Result<Journal> {
+impl<E: Serialize + DeserializeOwned> Journal<E> {
+    pub fn open(folder: &Path) -> io::Result<Journal<E>> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        Ok(Journal { folder: fs::canonicalize(folder)? })
+        Ok(Journal { folder: fs::canonicalize(folder)?, _entries: PhantomData })
     }
 
     /// Everything that is there. Sweeps what a crash left half made.
-    pub fn load(&self) -> io::Result<Vec<Found>> {
+    pub fn load(&self) -> io::Result<Vec<Found<E>>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
@@ -105,7 +61,7 @@ impl Journal {
         Ok(found)
     }
 
-    pub fn write(&self, key: Key, entry: &Entry) -> io::Result<()> {
+    pub fn write(&self, key: Key, entry: &E) -> io::Result<()> {
         self.put(self.path(key, "json"), &serde_json::to_vec(entry)?)
     }
 
@@ -117,9 +73,8 @@ impl Journal {
         read(&self.path(key, "done"))
     }
 
-    /// The entry last: as long as it is there, the attempt is known.
+    /// The entry first: without it, the end means nothing.
     pub fn remove(&self, key: Key) -> io::Result<()> {
-        // Without the entry, the end means nothing; without the end, the entry would mean that it still runs.
         for kind in ["json", "done"] {
             match fs::remove_file(self.path(key, kind)) {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
@@ -149,34 +104,26 @@ impl Journal {
     }
 }
 
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::accounts::LocalName;
-    use super::super::dialect::tests::request;
-    use super::*;
-    use crate::driver::AttemptRecord;
+mod tests {
     use federation::{End, JobId};
 
-    pub fn work() -> Work {
-        let user = LocalName::parse("alice").expect("a name");
-        let pool = PoolId::parse("FR/jean-zay/h100-80").expect("a pool");
-        Work { pool, mapped: Mapped { user, account: None }, request: request() }
-    }
+    use super::super::AttemptRecord;
+    use super::*;
 
     #[test]
     fn what_was_written_is_found_again_and_what_was_removed_is_not() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let journal = Journal::open(&folder.path().join("deep/journal")).expect("a journal");
+        let journal = Journal::<String>::open(&folder.path().join("deep/journal")).expect("a journal");
         let [open, done] = [1, 2].map(|number| (JobId::new(number, [0; 10]), 1));
-        let known = Some(Known { id: 7, submit_time: Some(9) });
-        let entry = Entry { posted_ms: Some(5), known, ..Entry::new(work()) };
-        journal.write(open, &Entry::new(work())).expect("written");
+        let entry = "second".to_owned();
+        journal.write(open, &"first".to_owned()).expect("written");
         journal.write(open, &entry).expect("written over");
-        journal.write(done, &Entry::buried()).expect("written");
+        journal.write(done, &String::new()).expect("written");
         let end = Done { end: End::Canceled, record: AttemptRecord::default() };
         journal.conclude(done, &end).expect("written");
         fs::write(folder.path().join("deep/journal/.draft-1"), "{").expect("a file");
