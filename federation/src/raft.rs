@@ -24,6 +24,11 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+/// What of the consensus is worth a line in a gateway's log, as a filter of `tracing`. Openraft warns of every heartbeat
+/// that a peer misses, ten times a second; that a peer is lost and is back is said once, by who calls it.
+pub const LOG_FILTER: &str = "openraft=warn,openraft::core::heartbeat=error,openraft::replication=error,\
+                              openraft::engine::handler::replication_handler=error";
+
 pub use consensus::{Consensus, NotLinearizable, ProposeError, RaftConfig, StartError};
 pub use guard::Refused;
 pub use timers::Timers;

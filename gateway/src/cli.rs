@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod bench;
@@ -21,6 +22,7 @@ mod tasks;
 mod up;
 
 use client::Connect;
+use up::StopSignals;
 
 /// Lend GPUs between national AI factories, each under its own state's rules.
 #[derive(Parser)]
@@ -111,22 +113,36 @@ pub fn run() -> ExitCode {
     if let Verb::RunAttempt { folder } = &entente.command {
         return crate::driver::run_attempt(folder);
     }
+    let stop = match entente.command.cleans_up().then(StopSignals::listen).transpose() {
+        Ok(stop) => stop,
+        Err(error) => return fail(&error),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(cause) => return fail(&anyhow::anyhow!("cannot start: {cause}")),
     };
-    match runtime.block_on(act(entente)) {
+    match runtime.block_on(act(entente, stop)) {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
 }
 
-async fn act(entente: Entente) -> anyhow::Result<ExitCode> {
+impl Verb {
+    /// Whether it has something to do before it may end.
+    fn cleans_up(&self) -> bool {
+        matches!(self, Verb::Demo(_) | Verb::Up { .. } | Verb::Gateway { .. } | Verb::Bench(_))
+    }
+}
+
+async fn act(entente: Entente, stop: Option<StopSignals>) -> anyhow::Result<ExitCode> {
     let Entente { connect, output, command } = entente;
+    let stop = || stop.context("what cleans up listens to the signals that stop it");
     match command {
-        Verb::Demo(place) => demo::demo(&place).await?,
-        Verb::Up { place, json } => up::up(&place, json).await?,
-        Verb::Gateway { config, while_stdin_is_open } => return gateway::gateway(&config, while_stdin_is_open).await,
+        Verb::Demo(place) => demo::demo(&place, stop()?).await?,
+        Verb::Up { place, json } => up::up(&place, json, stop()?).await?,
+        Verb::Gateway { config, while_stdin_is_open } => {
+            return gateway::gateway(&config, while_stdin_is_open, stop()?).await;
+        }
         Verb::Submit(it) => return tasks::submit(&mut connect.client()?, &it, output).await,
         Verb::Tasks(it) => return tasks::tasks(&mut connect.client()?, &it, output).await,
         Verb::Logs(it) => tasks::logs(&mut connect.client()?, &it).await?,
@@ -136,7 +152,7 @@ async fn act(entente: Entente) -> anyhow::Result<ExitCode> {
         Verb::Health { packs } => health::health(&mut connect.client()?, packs, output).await?,
         Verb::Explain(it) => explain::explain(&mut connect.client()?, &it, output).await?,
         Verb::Certs(it) => certs::certs(&it)?,
-        Verb::Bench(it) => bench::bench(&it).await?,
+        Verb::Bench(it) => bench::bench(&it, stop()?).await?,
         Verb::RunAttempt { .. } => unreachable!("handled before the runtime started"),
     }
     Ok(ExitCode::SUCCESS)

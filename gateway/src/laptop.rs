@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use certs::{FederationId, GatewayId, GatewayName, IssuerEntry, MemberState, Role, TokenIssuer};
 use federation::{GatewayRecord, Genesis, GenesisMember};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -61,6 +63,8 @@ pub struct Laptop {
     /// Token files by role: `researcher.FR`, `operator.FR`, `agency`, …
     pub tokens: BTreeMap<String, PathBuf>,
     program: PathBuf,
+    /// Each gateway could place jobs once.
+    was_ready: bool,
 }
 
 /// How long the tasks that still run at the end have to stop.
@@ -98,6 +102,7 @@ impl Laptop {
             folder,
             tokens,
             program: std::env::current_exe().context("cannot find this program's own file")?,
+            was_ready: false,
         })
     }
 
@@ -115,7 +120,10 @@ impl Laptop {
             Ok(())
         };
         match tokio::time::timeout(READY_TIMEOUT, ready).await {
-            Ok(result) => result,
+            Ok(result) => {
+                self.was_ready = result.is_ok();
+                result
+            }
             Err(_) => bail!("the gateways are not ready after 60 s; {}", self.where_logs()),
         }
     }
@@ -153,11 +161,12 @@ impl Laptop {
     }
 
     /// Asks every gateway to stop and waits; kills what does not. Then ends the tasks that still run: a laptop's
-    /// federation leaves nothing behind.
+    /// federation leaves nothing behind. One that was never ready has nothing to end in order, and no quorum to do it with.
     pub async fn stop(&mut self) {
+        let how = if self.was_ready { Signal::SIGTERM } else { Signal::SIGKILL };
         for member in &self.members {
             if let Some(pid) = member.process.as_ref().and_then(Child::id) {
-                terminate(pid);
+                signal(pid, how);
             }
         }
         for member in &mut self.members {
@@ -283,11 +292,9 @@ fn make_private(folder: &Path) -> anyhow::Result<()> {
     made.with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
-fn terminate(pid: u32) {
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
+fn signal(pid: u32, what: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
-        let _already_gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        let _already_gone = kill(Pid::from_raw(pid), what);
     }
 }
 

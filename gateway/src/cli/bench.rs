@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::client::Client;
-use super::up::{Folder, Place, progress};
+use super::up::{Folder, Place, StopSignals, progress};
 use crate::laptop::Laptop;
 
 const TASKS: &str = "/ga4gh/tes/v1/tasks";
@@ -48,20 +48,23 @@ pub struct PlaceBench {
 }
 
 /// Runs a benchmark and prints its figures.
-pub async fn bench(bench: &Bench) -> anyhow::Result<()> {
+pub async fn bench(bench: &Bench, stop: StopSignals) -> anyhow::Result<()> {
     match bench {
-        Bench::Place(it) => place(it).await,
+        Bench::Place(it) => place(it, stop).await,
     }
 }
 
-async fn place(it: &PlaceBench) -> anyhow::Result<()> {
+async fn place(it: &PlaceBench, mut stop: StopSignals) -> anyhow::Result<()> {
     let folder = Folder::choose(&it.place);
     let mut laptop = Laptop::found(folder.path(), it.place.port, &progress)?;
-    let measured = async {
+    let measuring = async {
         laptop.start(&progress).await?;
         measure(&laptop, it).await
-    }
-    .await;
+    };
+    let measured = tokio::select! {
+        measured = measuring => measured,
+        () = stop.asked() => Err(anyhow::anyhow!("stopped before the end")),
+    };
     laptop.stop().await;
     println!("{}", measured?);
     Ok(())

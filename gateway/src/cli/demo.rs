@@ -15,9 +15,8 @@ use crate::laptop::Laptop;
 const TASKS: &str = "/ga4gh/tes/v1/tasks";
 
 /// Starts the federation, tells the stories, and cleans up.
-pub async fn demo(place: &Place) -> anyhow::Result<()> {
+pub async fn demo(place: &Place, mut stop: StopSignals) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
-    let mut stop = StopSignals::listen()?;
     let folder = Folder::choose(place);
     let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
     let told = tokio::select! {

@@ -1,6 +1,7 @@
 //! `entente gateway`: runs one member state's gateway until it is told to stop.
 
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -9,22 +10,26 @@ use super::up::StopSignals;
 use crate::config::Config;
 use crate::gateway::Gateway;
 
-/// What is written unless `ENTENTE_LOG` says otherwise. Openraft warns of every heartbeat that a peer misses, ten times a
-/// second; that a peer is lost and is back is said once, by who calls it.
-const LOG: &str = "info,openraft=warn,openraft::core::heartbeat=error,openraft::replication=error,\
-                   openraft::engine::handler::replication_handler=error,hyper=warn,h2=warn";
-
 /// Runs the gateway. SIGINT, SIGTERM, SIGHUP or SIGQUIT stop it in order, and so does the end of its standard input if it
 /// is to live no longer than that; a failing disk stops it at once.
-pub async fn gateway(config: &Path, while_stdin_is_open: bool) -> anyhow::Result<ExitCode> {
-    let mut stop = StopSignals::listen()?;
-    let filter = EnvFilter::try_from_env("ENTENTE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
+pub async fn gateway(config: &Path, while_stdin_is_open: bool, mut stop: StopSignals) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::try_from_env("ENTENTE_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("info,{},hyper=warn,h2=warn", federation::raft::LOG_FILTER)));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = Config::read(config)?;
-    let gateway = Gateway::start(config).await?;
+    let mut asked = pin!(async {
+        tokio::select! {
+            () = stop.asked() => {}
+            () = stdin_ends(), if while_stdin_is_open => {}
+        }
+    });
+    let gateway = tokio::select! {
+        started = Gateway::start(config) => started?,
+        // What it has begun is as if it had been killed: it finds its way from there whenever it starts again.
+        () = &mut asked => return Ok(ExitCode::SUCCESS),
+    };
     let failed = tokio::select! {
-        () = stop.asked() => None,
-        () = stdin_ends(), if while_stdin_is_open => None,
+        () = &mut asked => None,
         reason = gateway.failed() => Some(reason),
     };
     if let Some(reason) = failed {

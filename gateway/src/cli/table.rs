@@ -20,8 +20,7 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A JSON value as a cell: text as it is, nothing as a dash. Control characters, which a foreign
-/// name could use to repaint the terminal, are shown as `?`.
+/// A JSON value as a cell: text as it is, nothing as a dash.
 pub fn cell(value: &Value) -> String {
     let text = match value {
         Value::Null => "-".to_owned(),
@@ -31,9 +30,15 @@ pub fn cell(value: &Value) -> String {
     plain(&text)
 }
 
-/// Text without control characters.
+/// Text with `?` for whatever a foreign name could use to repaint the terminal or to pass for another: control
+/// characters, marks that turn the direction of what follows, and blanks of no width.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|it| if it.is_control() { '?' } else { it }).collect()
+    let is_hidden = |it: char| {
+        let turns =
+            matches!(it, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+        it.is_control() || turns
+    };
+    text.chars().map(|it| if is_hidden(it) { '?' } else { it }).collect()
 }
 
 /// An age for people: `0.4 s`, `12 s`, `3 min`.
@@ -60,5 +65,6 @@ mod tests {
     #[test]
     fn a_name_cannot_repaint_the_terminal() {
         assert_eq!(plain("a\u{1b}[2Jb"), "a?[2Jb");
+        assert_eq!(plain("a\u{202e}b\u{200b}c é"), "a?b?c é");
     }
 }

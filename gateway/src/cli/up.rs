@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::sys::signal::{SigSet, Signal};
+use tokio::sync::watch;
 
 use crate::laptop::Laptop;
 
@@ -55,32 +56,30 @@ impl Drop for Folder {
     }
 }
 
-/// What asks a process to end: Ctrl-C, a polite kill, a terminal that was closed, Ctrl-\\.
-pub struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    quit: Signal,
-}
+/// What asks a process to end: Ctrl-C, a polite kill, a terminal that was closed, Ctrl-\\. Cheap to clone.
+#[derive(Clone)]
+pub struct StopSignals(watch::Receiver<bool>);
 
 impl StopSignals {
-    /// From here on they end nothing by themselves; what is made after this is also cleaned up.
+    /// From here on they end nothing by themselves, so what is made later is also cleaned up. To be called before the
+    /// first other thread starts: each inherits that it does not get them, and one of their own waits for them. With
+    /// handlers, one that came while they were installed would be lost.
     pub fn listen() -> anyhow::Result<StopSignals> {
-        Ok(StopSignals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-            quit: signal(SignalKind::quit())?,
-        })
+        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
+        signals.thread_block()?;
+        let (asked, asks) = watch::channel(false);
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            while signals.wait().is_ok() {
+                asked.send_replace(true);
+            }
+        })?;
+        Ok(StopSignals(asks))
     }
 
     /// Resolves at the first of them.
     pub async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-            _ = self.quit.recv() => {}
+        if self.0.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending().await
         }
     }
 }
@@ -95,8 +94,7 @@ pub fn progress(line: &str) {
 }
 
 /// Starts the federation, says how to use it, and waits for the end.
-pub async fn up(place: &Place, json: bool) -> anyhow::Result<()> {
-    let mut stop = StopSignals::listen()?;
+pub async fn up(place: &Place, json: bool, mut stop: StopSignals) -> anyhow::Result<()> {
     let folder = Folder::choose(place);
     let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
     let result = run(&mut laptop, json, &mut stop).await;

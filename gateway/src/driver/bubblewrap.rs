@@ -95,9 +95,19 @@ pub(super) fn command(order: &Order, step: &OrderStep, folder: &Folder) -> io::R
         .arg("--args")
         .arg(file.as_raw_fd().to_string())
         .arg("--")
+        .args(starter(&step.command))
         .args(&step.command)
         .current_dir("/");
     Ok((command, file))
+}
+
+/// What starts a step's program: bubblewrap ends with 1 if it is not there, as any program may; `env` ends with 127 as a
+/// shell does. It would take a name with `=` for a variable.
+fn starter(command: &[String]) -> &'static [&'static str] {
+    match command.first() {
+        Some(program) if !program.contains('=') => &["/usr/bin/env", "--"],
+        _ => &[],
+    }
 }
 
 /// Runs a program that does nothing in the sandbox that tasks get.

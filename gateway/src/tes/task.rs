@@ -29,7 +29,7 @@ const TAG_VALUE_BYTES_MAX: usize = 4_096;
 /// Members that a server sets. A client that sends a task back means none of them.
 const READ_ONLY: [&str; 4] = ["id", "state", "logs", "creation_time"];
 
-const ONE_LINE: &str = "write it without control characters and marks of direction";
+const ONE_LINE: &str = "write it without control characters";
 
 /// A task that a client may submit.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,16 +100,9 @@ impl Submission {
 fn name(task: &mut Object) -> Result<Option<String>, BadTask> {
     let name = task.text("name", NAME_BYTES_MAX)?;
     match name {
-        Some(name) if name.chars().any(|it| it.is_control() || turns_text(it)) => {
-            Err(task.at("name").is(Mistake::text(&name, ONE_LINE)))
-        }
+        Some(name) if name.chars().any(char::is_control) => Err(task.at("name").is(Mistake::text(&name, ONE_LINE))),
         name => Ok(name),
     }
-}
-
-/// Marks that turn the direction of what follows, in whatever table the name stands, and blanks of no width.
-fn turns_text(it: char) -> bool {
-    matches!(it, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 fn tags(task: &mut Object) -> Result<BTreeMap<String, String>, BadTask> {

@@ -53,10 +53,12 @@ async fn a_failing_step_ends_the_task_unless_it_may_fail() {
 
 #[tokio::test]
 async fn a_program_that_is_not_there_is_the_tasks_fault() {
-    let bench = Bench::new(Isolation::Process);
-    let (end, record) = bench.run(order(&["no-such-program"])).await;
-    assert_eq!(end, End::ExecutorError { exit_code: 127 });
-    assert!(record.executors[0].stderr.contains("cannot start"), "{record:?}");
+    for (isolation, said) in isolations().into_iter().zip(["cannot start", "No such file"]) {
+        let bench = Bench::new(isolation);
+        let (end, record) = bench.run(order(&["no-such-program"])).await;
+        assert_eq!(end, End::ExecutorError { exit_code: 127 }, "{isolation:?}: {record:?}");
+        assert!(record.executors[0].stderr.contains(said), "{isolation:?}: {record:?}");
+    }
 }
 
 #[tokio::test]
