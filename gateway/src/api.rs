@@ -29,7 +29,7 @@ mod documents;
 mod federation_view;
 mod tasks;
 
-pub use documents::Documents;
+pub use documents::{Documents, Room};
 
 /// What the handlers need.
 #[derive(Clone)]

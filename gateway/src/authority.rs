@@ -135,12 +135,8 @@ impl Authority {
         if !self.keys_of(name).any(|_| true) {
             self.add_key(name, files)?;
         }
-        let path = files.path("signing.pem");
-        let is_stated = path.exists() && {
-            let key = BASE64.encode(read_signing_key(&path)?.public().as_bytes());
-            self.keys_of(name).any(|stated| stated.key == key)
-        };
-        if !is_stated {
+        if !self.has_stated_key(name, files)? {
+            let path = files.path("signing.pem");
             bail!(
                 "{} is no signing key of {name} that the statement names: renew in the folder that has it, or make a \
                  second key with --another-key",
@@ -164,10 +160,7 @@ impl Authority {
         if self.keys_of(name).count() >= KEYS_PER_GATEWAY_MAX {
             bail!("{name} has two signing keys already; `entente certs retire` takes the old one out");
         }
-        fs::create_dir_all(&files.folder)
-            .with_context(|| format!("cannot make the folder {}", files.folder.display()))?;
         let key = SigningKey::from_seed(certs::entropy::bytes());
-        write_secret(&files.path("signing.pem"), key.to_pkcs8_pem().as_bytes())?;
         let Statement { federation, state, .. } = &self.statement;
         let proof = certs::gateway_key_proof(federation, *state, name, &key);
         self.statement.gateways.push(StatedGateway {
@@ -175,7 +168,21 @@ impl Authority {
             key: BASE64.encode(key.public().as_bytes()),
             proof: BASE64.encode(proof),
         });
+        self.signed()?;
+        fs::create_dir_all(&files.folder)
+            .with_context(|| format!("cannot make the folder {}", files.folder.display()))?;
+        write_secret(&files.path("signing.pem"), key.to_pkcs8_pem().as_bytes())?;
         self.write_statement()
+    }
+
+    /// Whether a folder has a signing key that the statement names for this gateway.
+    pub fn has_stated_key(&self, name: &GatewayName, files: &GatewayFiles) -> anyhow::Result<bool> {
+        let path = files.path("signing.pem");
+        if !path.exists() {
+            return Ok(false);
+        }
+        let key = BASE64.encode(read_signing_key(&path)?.public().as_bytes());
+        Ok(self.keys_of(name).any(|stated| stated.key == key))
     }
 
     /// Takes a gateway's signing key, as `entente certs show` names it, out of the statement.
@@ -194,20 +201,14 @@ impl Authority {
         let issuers = &mut self.statement.issuers;
         issuers.retain(|known| known.issuer != issuer.issuer);
         issuers.push(issuer);
-        hold(&self.next_bundle()?)?;
+        self.signed()?;
         self.write_statement()
     }
 
     /// Signs a new bundle from the statement, as the successor of the last one. What every registry would refuse is not
     /// signed.
     pub fn sign_bundle(&self) -> anyhow::Result<SignedBundle> {
-        let bundle = self.next_bundle()?;
-        let signed = bundle.sign(&self.root()?);
-        let verified = match self.last_bundle()? {
-            Some(last) => signed.verify_successor(&last),
-            None => signed.verify_first(),
-        };
-        hold(&verified.context(REFUSED)?)?;
+        let signed = self.signed()?;
         let text = serde_json::to_vec_pretty(&signed)?;
         replace(&self.folder.join("bundle.json"), &text, 0o644)?;
         Ok(signed)
@@ -216,6 +217,18 @@ impl Authority {
     /// The root key; only for signing bundles and the genesis.
     pub fn root(&self) -> anyhow::Result<SigningKey> {
         read_signing_key(&self.folder.join("root.pem"))
+    }
+
+    /// The next bundle, if every registry would take it as far as this state alone is concerned.
+    fn signed(&self) -> anyhow::Result<SignedBundle> {
+        let signed = self.next_bundle()?.sign(&self.root()?);
+        let verified = match self.last_bundle()? {
+            Some(last) => signed.verify_successor(&last),
+            None => signed.verify_first(),
+        };
+        let bundle = verified.context(REFUSED)?;
+        TrustStore::new(bundle.federation.clone(), [bundle]).context(REFUSED)?;
+        Ok(signed)
     }
 
     fn next_bundle(&self) -> anyhow::Result<TrustBundle> {
@@ -272,12 +285,6 @@ impl Authority {
         let text = serde_json::to_vec_pretty(&self.statement)?;
         replace(&self.folder.join("authority.json"), &text, 0o644)
     }
-}
-
-/// Whether a bundle can be used, apart from its signatures.
-fn hold(bundle: &TrustBundle) -> anyhow::Result<()> {
-    TrustStore::new(bundle.federation.clone(), [bundle.clone()]).context(REFUSED)?;
-    Ok(())
 }
 
 /// Reads an Ed25519 key from a PKCS#8 PEM file.
@@ -418,6 +425,10 @@ mod tests {
         let before = fs::read(authority.folder.join("authority.json")).expect("a statement");
         let refused = authority.add_issuer(issuer.clone()).expect_err("a shared secret is no public key");
         assert!(format!("{refused:#}").contains("an issuer of FR cannot be used"), "{refused:#}");
+        assert_eq!(fs::read(authority.folder.join("authority.json")).expect("a statement"), before);
+        let too_many =
+            IssuerEntry { clearances: vec!["x".into(); 33], jwks_json: r#"{"keys": []}"#.into(), ..issuer.clone() };
+        assert!(Authority::open(&authority.folder).and_then(|mut it| it.add_issuer(too_many)).is_err());
         assert_eq!(fs::read(authority.folder.join("authority.json")).expect("a statement"), before);
 
         // Written by hand.

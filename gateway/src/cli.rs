@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::signal::SigSet;
 
 mod bench;
 mod capacity;
@@ -111,6 +112,10 @@ enum Verb {
 pub fn run() -> ExitCode {
     let entente = Entente::parse();
     if let Verb::RunAttempt { folder } = &entente.command {
+        // A gateway waits for signals that all of its threads block, and what it starts inherits that; a task must not.
+        if let Err(cause) = SigSet::empty().thread_set_mask() {
+            return fail(&anyhow::anyhow!("cannot let signals through: {cause}"));
+        }
         return crate::driver::run_attempt(folder);
     }
     let stop = match entente.command.cleans_up().then(StopSignals::listen).transpose() {

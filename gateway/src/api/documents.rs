@@ -15,6 +15,9 @@ const UNIT_BYTES: usize = 1_024;
 /// How long a document waits for its turn; a submission has to be answered in time.
 const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Room for one document, as long as it is held.
+pub type Room = OwnedSemaphorePermit;
+
 /// The room for documents. Cheap to clone.
 #[derive(Clone)]
 pub struct Documents {
@@ -29,7 +32,7 @@ impl Default for Documents {
 
 impl Documents {
     /// Room for a document of so many bytes, as long as the returned place is held.
-    pub async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+    pub async fn room(&self, bytes: usize) -> Result<Room, Problem> {
         let units = bytes.clamp(UNIT_BYTES, BYTES_MAX).div_ceil(UNIT_BYTES);
         let units = u32::try_from(units).expect("invariant: a part of the whole room, which has 65,536 units");
         let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.room).acquire_many_owned(units)).await;

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use certs::MemberState;
 use federation::limits::REPORT_EVERY_MS;
-use federation::{CapacityReport, OfferState, Registry, Revision, Timestamp};
+use federation::{OfferState, Registry, Revision, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -90,16 +90,17 @@ fn pool(registry: &Registry, state: &OfferState, now: Timestamp) -> Value {
         "carbon_g_per_kwh": offer.carbon_g_per_kwh,
         "age_ms": report.map(|it| now.0.saturating_sub(it.at.0)),
         "clock_ahead_ms": report.map_or(0, |it| it.at.0.saturating_sub(now.0)),
-        "problem": problem(report, now),
+        "problem": problem(state, now),
     })
 }
 
-/// What the host says is wrong with the pool, or that it has said nothing for long.
-fn problem(report: Option<&CapacityReport>, now: Timestamp) -> Option<String> {
-    let report = report?;
+/// What the host says is wrong with the pool, or that nothing is heard of it: this gateway may be the one that is cut off.
+/// Of a pool that is withdrawn nothing is reported any more.
+fn problem(state: &OfferState, now: Timestamp) -> Option<String> {
+    let report = state.report.as_ref()?;
     let silent_ms = now.0.saturating_sub(report.at.0);
-    if silent_ms > SILENT_MS {
-        return Some(format!("its gateway has reported nothing for {} s", silent_ms / 1_000));
+    if silent_ms > SILENT_MS && !state.withdrawn {
+        return Some(format!("no report has reached this gateway for {} s", silent_ms / 1_000));
     }
     report.problem.as_ref().map(ToString::to_string)
 }

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
-use super::{Api, Asked, Document};
+use super::{Api, Asked, Document, Room};
 use crate::archive;
 use crate::driver::{AttemptRecord, LogStream, Pipe};
 use crate::entry::IDEMPOTENCY_KEY;
@@ -80,7 +80,7 @@ async fn create(
     let room = api.documents.room(body.len()).await?;
     let begun = Instant::now();
     let arrival = Arrival { key: idempotency_key(&headers)?, body: Digest::of(&body), face: prefix.to_owned() };
-    let (submission, requirements) = understood(body).await?;
+    let (room, submission, requirements) = understood(room, body).await?;
     api.stages.add(Stage::Parse, begun);
     let (home, tasks) = (Arc::clone(&api.home), api.tasks.clone());
     let delivery = home.delivery(&caller, &arrival);
@@ -96,12 +96,13 @@ async fn create(
 }
 
 /// What a document says. A large one takes a tenth of a second, so that it is understood where nobody waits behind it.
-async fn understood(body: Bytes) -> Result<(Submission, Requirements), Problem> {
+/// Its room is held until then, also if the client has hung up.
+async fn understood(room: Room, body: Bytes) -> Result<(Room, Submission, Requirements), Problem> {
     let is_large = body.len() > LARGE_BYTES;
     let understand = move || {
         let submission = Submission::parse(&body)?;
         let requirements = submission.requirements()?;
-        Ok((submission, requirements))
+        Ok((room, submission, requirements))
     };
     if !is_large {
         return understand();
@@ -244,8 +245,8 @@ pub async fn explain(
     Extension(caller): Extension<Arc<Caller>>,
     Document(body): Document,
 ) -> Result<Json<Value>, Problem> {
-    let _room = api.documents.room(body.len()).await?;
-    let (_, requirements) = understood(body).await?;
+    let room = api.documents.room(body.len()).await?;
+    let (_room, _, requirements) = understood(room, body).await?;
     let verdicts = api.home.explain(&caller, &requirements);
     let answer = api.consensus.read(|registry| {
         let permits = verdicts.permits();
@@ -287,7 +288,8 @@ pub async fn logs(
     if query.offset > LOG_OFFSET_MAX {
         return Err(Problem::new(Code::BadQuery, "offset: no output is that long"));
     }
-    if query.executor as usize >= submission_of(&record)?.task().executors.len() {
+    // The first is always there, and reading the document takes longer than reading the log.
+    if query.executor > 0 && query.executor as usize >= submission_of(&record)?.task().executors.len() {
         return Err(Problem::new(Code::NotFound, "this task has no such executor; they are counted from 0"));
     }
     let Some(job) = Seen::of(&api, &record.job)?.job else {

@@ -149,7 +149,8 @@ fn issue_gateway(it: &IssueGateway) -> anyhow::Result<()> {
     let mut authority = Authority::open(&it.folder)?;
     let name = GatewayName::parse(&it.name)?;
     let files = GatewayFiles::in_folder(&it.out);
-    if it.another_key {
+    // One that is there already is of an earlier try, which failed behind it.
+    if it.another_key && !authority.has_stated_key(&name, &files)? {
         authority.add_key(&name, &files)?;
     }
     authority.issue_gateway(&name, &it.hosts, it.hours, &files)?;

@@ -15,7 +15,12 @@ use crate::gateway::Gateway;
 pub async fn gateway(config: &Path, while_stdin_is_open: bool, mut stop: StopSignals) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_env("ENTENTE_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("info,{},hyper=warn,h2=warn", federation::raft::LOG_FILTER)));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .init();
     let config = Config::read(config)?;
     let mut asked = pin!(async {
         tokio::select! {

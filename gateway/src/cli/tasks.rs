@@ -55,13 +55,13 @@ pub struct Submit {
     #[arg(long)]
     pub zone: Vec<String>,
     /// A project, for rules and for the account at the factory
-    #[arg(long)]
+    #[arg(long, conflicts_with = "file")]
     pub project: Option<String>,
     /// A tag, name=value; as often as needed
-    #[arg(long = "tag", value_name = "NAME=VALUE")]
+    #[arg(long = "tag", value_name = "NAME=VALUE", conflicts_with = "file")]
     pub tags: Vec<String>,
     /// A variable of the task's environment, name=value; as often as needed
-    #[arg(long = "env", value_name = "NAME=VALUE")]
+    #[arg(long = "env", value_name = "NAME=VALUE", conflicts_with = "file")]
     pub variables: Vec<String>,
     /// Container image, where the factory runs images
     #[arg(long, default_value = "none")]
@@ -261,19 +261,14 @@ pub fn document(task: &Submit) -> anyhow::Result<Value> {
     parameter("gpu_model", task.model.clone());
     parameter("nodes", task.nodes.map(|it| it.to_string()));
     parameter("walltime_s", task.walltime_s.map(|it| it.to_string()));
-    let mut tags = pairs("--tag", &task.tags)?;
-    if let Some(project) = &task.project {
-        tags.insert("project".into(), project.as_str().into());
-    }
-    if let Some(data_class) = &task.data_class {
-        tags.insert("data_class".into(), data_class.as_str().into());
-    }
-    if let Some(purpose) = &task.purpose {
-        tags.insert("purpose".into(), purpose.as_str().into());
-    }
-    if task.dual_use {
-        tags.insert("dual_use".into(), "true".into());
-    }
+    let labels = [
+        ("project", task.project.as_deref()),
+        ("data_class", task.data_class.as_deref()),
+        ("purpose", task.purpose.as_deref()),
+        ("dual_use", task.dual_use.then_some("true")),
+    ];
+    let labels = labels.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+    let tags = pairs("--tag", &task.tags.iter().cloned().chain(labels).collect::<Vec<_>>())?;
     let name = task.name.clone().unwrap_or_else(|| task.command[0].clone());
     Ok(json!({
         "name": name,
@@ -289,11 +284,14 @@ pub fn document(task: &Submit) -> anyhow::Result<Value> {
 
 /// `name=value` flags as an object.
 fn pairs(flag: &str, given: &[String]) -> anyhow::Result<serde_json::Map<String, Value>> {
-    let pair = |text: &String| {
+    let mut pairs = serde_json::Map::new();
+    for text in given {
         let (name, value) = text.split_once('=').with_context(|| format!("{flag} {text}: write name=value"))?;
-        Ok((name.to_owned(), value.into()))
-    };
-    given.iter().map(pair).collect()
+        if pairs.insert(name.to_owned(), value.into()).is_some() {
+            bail!("{name} is given twice; give it once");
+        }
+    }
+    Ok(pairs)
 }
 
 fn read_document(path: &PathBuf) -> anyhow::Result<Value> {

@@ -1,6 +1,6 @@
 //! `entente up`: a federation of three states on this machine, until it is told to stop.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -51,7 +51,7 @@ impl Drop for Folder {
             && let Err(cause) = std::fs::remove_dir_all(&self.path)
             && cause.kind() != std::io::ErrorKind::NotFound
         {
-            eprintln!("entente: cannot remove {}: {cause}", self.path.display());
+            progress(&format!("cannot remove {}: {cause}", self.path.display()));
         }
     }
 }
@@ -65,7 +65,11 @@ impl StopSignals {
     /// first other thread starts: each inherits that it does not get them, and one of their own waits for them. With
     /// handlers, one that came while they were installed would be lost.
     pub fn listen() -> anyhow::Result<StopSignals> {
-        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
+        let mut signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT].into_iter().collect();
+        // Whoever starts this with `nohup` wants it to outlive the terminal.
+        if !ignores_hangups() {
+            signals.add(Signal::SIGHUP);
+        }
         signals.thread_block()?;
         let (asked, asks) = watch::channel(false);
         std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -84,13 +88,21 @@ impl StopSignals {
     }
 }
 
+/// Whether SIGHUP was ignored when this process started. Source: proc_pid_status(5), `SigIgn`: bit 0 is signal 1.
+fn ignores_hangups() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 == 1)
+}
+
 /// A line of progress, on standard error so that standard output stays for results.
 pub fn progress(line: &str) {
-    if std::io::stderr().is_terminal() {
-        eprintln!("\u{1b}[2m  … {line}\u{1b}[0m");
-    } else {
-        eprintln!("  ... {line}");
-    }
+    let mut stderr = std::io::stderr();
+    // A terminal that was closed takes nothing any more, and what has to be cleaned up still has to be.
+    let _may_be_gone = match stderr.is_terminal() {
+        true => writeln!(stderr, "\u{1b}[2m  … {line}\u{1b}[0m"),
+        false => writeln!(stderr, "  ... {line}"),
+    };
 }
 
 /// Starts the federation, says how to use it, and waits for the end.

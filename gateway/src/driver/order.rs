@@ -178,8 +178,8 @@ impl Order {
             volumes: volumes.map(volume).collect::<Result<_, _>>()?,
             rules,
         };
-        // `/tmp` is always there.
-        if order.tops().len() > TOPS_MAX + 1 { Err(BadOrder::Tops) } else { Ok(order) }
+        // `/tmp` is always there, and `/work` where a step names no folder.
+        if order.tops().len() > TOPS_MAX + 2 { Err(BadOrder::Tops) } else { Ok(order) }
     }
 
     pub fn key(&self) -> Key {

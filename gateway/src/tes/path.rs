@@ -13,7 +13,8 @@ const ABSOLUTE: &str = "begin with `/`";
 const NO_PARENT: &str = "write the path without `..`";
 const PLAIN: &str = "write it without control characters";
 const BELOW_ROOT: &str = "name something below `/`";
-const NOT_SYSTEM: &str = "name a folder that is not the machine's own, such as `/work`: not /bin, /boot, /dev, /etc, /lib…, /proc, /sbin, /sys or /usr";
+const NOT_SYSTEM: &str = "name a folder that is not the machine's own: `/work/…`, and not /bin, /boot, /dev, /etc, \
+                          /lib…, /proc, /sbin, /sys or /usr";
 const PLAIN_TOP: &str = "write the first folder without wildcards";
 const URL: &str = "write a URL such as `s3://bucket/key`, or an absolute path";
 

@@ -112,7 +112,7 @@ impl<'a> Asked<'a> {
                 asked.add(known, place, value)?;
             } else if let Some(label) = LABELS.into_iter().find(|label| letters(label) == letters(key)) {
                 asked.add(label, place, value)?;
-            } else if SLIPS.iter().any(|(label, slips)| distance(&letters(label), &letters(key)) <= *slips) {
+            } else if SLIPS.iter().any(|(label, slips)| is_nearly(label, &letters(key), *slips)) {
                 let rule = "this is nearly data_class, dual_use or purpose; write that, or choose another name";
                 return Err(place.is(Mistake::text(key, rule)));
             }
@@ -192,13 +192,22 @@ fn letters(name: &str) -> Vec<char> {
     name.chars().filter(|it| it.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
+/// Whether somebody may have meant the label: with so many slips, or with more before or after it if it is the one that
+/// protects data. A letter of another script may look like any of ours.
+fn is_nearly(label: &str, name: &[char], slips: usize) -> bool {
+    let letters = letters(label);
+    let is_inside = label == DATA_CLASS && name.windows(letters.len()).any(|part| part == letters);
+    let is_ours = name.iter().filter(|it| it.is_ascii()).count() >= 3;
+    is_inside || is_ours && distance(&letters, name) <= slips
+}
+
 /// How many letters have to be changed, added or left out to make one name of the other (Levenshtein).
 fn distance(one: &[char], other: &[char]) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (place, letter) in one.iter().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], place + 1);
         for (at, found) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != found);
+            let changed = diagonal + usize::from(letter != found && found.is_ascii());
             diagonal = row[at + 1];
             row[at + 1] = changed.min(diagonal + 1).min(row[at] + 1);
         }

@@ -94,10 +94,11 @@ fn script() -> PathBuf {
 impl Cluster {
     fn start() -> Cluster {
         static STARTED: AtomicU16 = AtomicU16::new(0);
-        // Apart from what the tests with Slurm take, and below what outgoing connections are given.
+        // Below what outgoing connections are given. The tests with Slurm are another program, which runs at another time.
         let first = 30_000 + (std::process::id() % 40) as u16 * 50;
         let is_free = |port: u16| (0..5).all(|it| std::net::TcpListener::bind(("127.0.0.1", port + it)).is_ok());
         let port = std::iter::repeat_with(|| first + STARTED.fetch_add(1, Ordering::Relaxed) % 10 * 5)
+            .take(10)
             .find(|port| is_free(*port))
             .expect("a free range of ports");
         // The script removes it.

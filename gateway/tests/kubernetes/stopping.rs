@@ -71,7 +71,7 @@ fn a_pod_that_ends_well_on_the_signal_is_stopped_and_not_complete() {
 #[test]
 fn a_job_that_got_no_node_is_given_back() {
     on(async |bench| {
-        bench.settings.start = Duration::from_secs(2);
+        bench.settings.start = Duration::from_secs(15);
         bench.change_node(1, json!({"spec": {"unschedulable": true}})).await;
         bench.change_node(2, json!({"spec": {"unschedulable": true}})).await;
         bench.restart().await;

@@ -25,9 +25,11 @@ async fn a_start_that_is_stopped_at_any_moment_leaves_no_keys() {
             .arg("up")
             .env("TMPDIR", folder.path())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
+        // As of a terminal that was closed.
+        drop(up.stderr.take());
         // The time is what is tried out; nothing is waited for.
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         signal(up.id(), signals[round % signals.len()]);

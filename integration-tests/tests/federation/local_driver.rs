@@ -1,6 +1,6 @@
 //! The local driver through the whole federation: files in and out, exit codes, logs, limits.
 
-use integration_tests::{Federation, ended, submit, task};
+use integration_tests::{Federation, TASKS, ended, eventually, submit, task};
 use serde_json::json;
 
 #[tokio::test]
@@ -36,6 +36,24 @@ async fn files_go_in_and_come_out_only_below_the_allowed_root() {
     body["inputs"] = json!([{"url": climbing, "path": "/in/a"}]);
     let answer = integration_tests::post_raw(&mut client, body.to_string().into_bytes(), &[]).await;
     assert_eq!(answer.status, 400, "{climbing} is not even accepted");
+}
+
+#[tokio::test]
+async fn a_cancelled_task_gets_the_signal_first_and_may_end_well() {
+    let federation = Federation::start();
+    let mut client = federation.client("FR", "researcher.FR");
+    let script = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done";
+    let id = submit(&mut client, &task(&["sh", "-c", script])).await;
+    eventually("it is up", async || {
+        let path = format!("/v1/tasks/{id}/logs");
+        let answer = client.call(http::Method::GET, &path, None, &[]).await.ok()?;
+        (answer.body == "up\n").then_some(())
+    })
+    .await;
+    client.post(&format!("{TASKS}/{id}:cancel"), &json!({})).await.expect("an answer");
+    let done = ended(&mut client, &id).await;
+    assert_eq!(done["state"], "CANCELED", "{done}");
+    assert_eq!(done["logs"][0]["logs"][0]["stdout"], "up\nbye\n", "{done}");
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ pub(super) fn conclude(facts: Facts) -> Done {
         Some(End::ExecutorError { .. }) if is_imposed(&facts) => silent(&facts),
         // Slurm signals every process of the job at once: a program that ends well on it can be gone before its supervisor
         // has seen its own signal.
-        Some(End::Complete) if facts.cancel && is_imposed(&facts) => silent(&facts),
+        Some(End::Complete) if facts.cancel && is_imposed(&facts) => (End::Canceled, None),
         Some(end) => (end, None),
         None => silent(&facts),
     };

@@ -261,8 +261,18 @@ fn a_label_is_known_however_it_is_parted_and_a_slip_in_it_is_refused() {
     for key in ["data_class", "Data-Class", "dataClass", "data.class", " data_class", "DATA CLASS"] {
         assert_eq!(labels(key).map(|it| it.data_class), Ok(policy::DataClass::Health), "{key}");
     }
-    for key in ["data_clаss", "dаtа_class", "data_clas", "dat_aclas", "data_classs", "dual_us", "dualusе", "purposes"]
-    {
+    for key in [
+        "data_clаss",
+        "dаtа_clаss",
+        "data_classification",
+        "entente_data_class",
+        "data_clas",
+        "dat_aclas",
+        "data_classs",
+        "dual_us",
+        "dualusе",
+        "purposes",
+    ] {
         let pointer = format!("/tags/{key}");
         check(&with(|it| it["tags"] = json!({key: "health"})), Code::BadValue, &pointer);
     }
