@@ -1,6 +1,6 @@
 //! The local driver through the whole federation: files in and out, exit codes, logs, limits.
 
-use integration_tests::{Federation, TASKS, ended, eventually, submit, task};
+use integration_tests::{Federation, TASKS, ended, eventually, reaches, submit, task};
 use serde_json::json;
 
 #[tokio::test]
@@ -54,6 +54,13 @@ async fn a_cancelled_task_gets_the_signal_first_and_may_end_well() {
     let done = ended(&mut client, &id).await;
     assert_eq!(done["state"], "CANCELED", "{done}");
     assert_eq!(done["logs"][0]["logs"][0]["stdout"], "up\nbye\n", "{done}");
+
+    // A shell lets signals through by itself; this one has what it was given.
+    let id = submit(&mut client, &task(&["sleep", "1000"])).await;
+    reaches(&mut client, &id, &["RUNNING"]).await;
+    client.post(&format!("{TASKS}/{id}:cancel"), &json!({})).await.expect("an answer");
+    let done = ended(&mut client, &id).await;
+    assert_eq!(done["logs"][0]["logs"][0]["exit_code"], 128 + 15, "{done}");
 }
 
 #[tokio::test]
