@@ -212,11 +212,7 @@ impl Host {
             AttemptStatus::Unknown if record.state == JobState::Starting => {
                 match self.permitted_work(&record, attempt, claims).await? {
                     Ok(work) => self.hand_over(job, attempt, work).await,
-                    Err(reason) => {
-                        // From here on this attempt never runs, whatever is said later.
-                        self.driver.cancel(&job, attempt).await?;
-                        self.decline(job, attempt, &reason).await
-                    }
+                    Err(reason) => self.decline(job, attempt, &reason).await,
                 }
             }
             // It ran, and its factory has lost every trace of it: it must not run a second time.
@@ -279,7 +275,10 @@ impl Host {
         }
     }
 
+    /// From here on this attempt never runs, whatever is said later: the decline may be committed long after its answer was
+    /// lost, and would end the attempt if it had been started meanwhile.
     async fn decline(&self, job: JobId, attempt: u32, reason: &str) -> Result<(), Undone> {
+        self.driver.cancel(&job, attempt).await?;
         self.commit(Command::Decline { job, attempt, reason: reason.into(), at: now() }).await
     }
 

@@ -1,0 +1,338 @@
+//! The host side: works off what the registry says is due, again and again.
+//!
+//! As `gateway/src/host.rs` and `host/claims.rs` have it, function by function; patience and the rest between two
+//! reconciliations are shorter, because runs are.
+//! Invariant: the mistakes in here are the planted ones.
+
+use certs::Digest;
+use federation::{Action, Command, End, Job, JobId, JobState, Outcome, PoolId, due};
+use policy::Action as Asked;
+
+use crate::{
+    bugs::Bug,
+    clients::Task,
+    factory::{Status, Work},
+    gateway::Gateway,
+    history,
+    machine::Subject,
+    orders::{NoOrder, Order},
+    packs::{self, Question},
+};
+
+const LOOK_EVERY_MS: u64 = 10;
+const TICK_MS: u64 = 500;
+const SEEN_TIMEOUT_MS: u64 = 1_000;
+/// The gateway does it every ten seconds.
+const RECONCILE_EVERY_MS: u64 = 1_000;
+/// The gateway has two minutes.
+const ORDER_PATIENCE_MS: u64 = 900;
+
+/// Why an attempt is given back whose home is away.
+pub const OUT_OF_PATIENCE: &str = "the job's home did not hand it over in time";
+
+/// Why an action came to nothing this time. It is due again.
+enum Undone {
+    NotCommitted,
+    Rejected,
+    NoOrder,
+    NoRoom,
+}
+
+impl Gateway {
+    pub async fn host(self) {
+        // A replica that has just been started does not know yet what was cancelled since.
+        while self.linearize(SEEN_TIMEOUT_MS).await.is_err() {}
+        let mut reconciled_ms = self.world.clock.now_ms();
+        loop {
+            let seen = self.moves.get();
+            self.start_due();
+            if self.world.clock.now_ms() - reconciled_ms >= RECONCILE_EVERY_MS {
+                reconciled_ms = self.world.clock.now_ms();
+                self.world.clock.spawn(self.owner(), self.clone().reconcile());
+            }
+            let looked_at_ms = self.world.clock.now_ms();
+            let moved = || (self.moves.get() != seen).then_some(());
+            self.world.clock.wait(&self.moved, looked_at_ms + TICK_MS, moved).await;
+            let rest_ms = (looked_at_ms + LOOK_EVERY_MS).saturating_sub(self.world.clock.now_ms());
+            self.world.clock.sleep(rest_ms).await;
+        }
+    }
+
+    fn start_due(&self) {
+        for action in self.duties() {
+            let subject = subject(&action);
+            let free = self.memory.borrow_mut().claims.insert(subject);
+            if !free || self.memory.borrow().given_up.contains(&subject) {
+                continue;
+            }
+            let this = self.clone();
+            self.world.clock.spawn(self.owner(), async move {
+                if let Err(reason) = this.act(&action).await {
+                    let unanswered = matches!(reason, Undone::NotCommitted | Undone::NoOrder);
+                    if this.has(Bug::HostForgetsUnanswered) && unanswered {
+                        this.memory.borrow_mut().given_up.insert(subject);
+                    }
+                    this.world.clock.sleep(TICK_MS).await;
+                }
+                this.memory.borrow_mut().claims.remove(&subject);
+            });
+        }
+    }
+
+    /// What is due, less the polls that would tell nothing new, plus what the driver has to report.
+    fn duties(&self) -> Vec<Action> {
+        let pool = self.founder.pool;
+        let (mut due, before) = self.read(|registry| {
+            let mut due = due(registry, &self.founder.id, self.now());
+            due.retain(|action| match action {
+                Action::Poll { job, attempt } => {
+                    let state = registry.job(job).map(|job| job.state);
+                    self.tells_something(state, (*job, *attempt))
+                }
+                _ => true,
+            });
+            let report = registry.offer(&pool).and_then(|offer| offer.report.as_ref());
+            (due, report.map(|it| it.lendable.clone()))
+        });
+        let now = self.factory.borrow().capacity(pool, self.now());
+        if before.as_ref() != Some(&now.lendable) && !due.contains(&Action::Report { pool }) {
+            due.push(Action::Report { pool });
+        }
+        due
+    }
+
+    fn tells_something(&self, state: Option<JobState>, attempt: history::AttemptId) -> bool {
+        match self.factory.borrow().poll(attempt) {
+            Status::Starting => self.has(Bug::HostDeclinesUnstopped),
+            Status::Running { .. } => state != Some(JobState::Running),
+            Status::Unknown | Status::Done { .. } => true,
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), Undone> {
+        match action {
+            Action::Dispatch { job, attempt } => self.dispatch(*job, *attempt).await,
+            Action::Poll { job, attempt } => self.look_after(*job, *attempt).await,
+            Action::Stop { job, attempt } => self.stop(*job, *attempt).await,
+            Action::Rerank { job } => self.rerank(*job).await.map_err(|_| Undone::NotCommitted),
+            Action::Report { pool } => self.report(*pool).await,
+        }
+    }
+
+    /// A grant on our pool: fetch the order, decide again, commit `Start`, hand over.
+    async fn dispatch(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
+        let Some(record) = self.current(job, attempt) else {
+            return Ok(());
+        };
+        let work = match self.permitted_work(&record, attempt).await? {
+            Ok(work) => work,
+            Err(reason) => return self.decline(job, attempt, reason).await,
+        };
+        self.say_of(Command::Start { job, attempt, at: self.now() }).await?;
+        match self.current(job, attempt) {
+            Some(started) if started.state == JobState::Starting && !started.cancel_requested => {
+                self.hand_over(work).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The registry says that this attempt was started: see how far it is.
+    async fn look_after(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
+        let Some(record) = self.current(job, attempt) else {
+            return Ok(());
+        };
+        let status = self.factory.borrow().poll((job, attempt));
+        match status {
+            Status::Unknown if record.state == JobState::Starting => self.start_again(&record, attempt).await,
+            // It ran, and its factory has lost every trace of it: it must not run a second time.
+            Status::Unknown => {
+                self.cancel_at_driver((job, attempt)).await;
+                self.finish(job, attempt, End::system_error("lost")).await
+            }
+            Status::Starting => self.decline_unstopped(&record, attempt).await,
+            Status::Running { started_ms } if record.state == JobState::Starting => {
+                self.say_of(Command::Run { job, attempt, at: federation::Timestamp(started_ms) }).await
+            }
+            Status::Running { .. } => Ok(()),
+            Status::Done { end, started_ms } => self.conclude(&record, attempt, end, started_ms).await,
+        }
+    }
+
+    /// Killed between `Start` and the driver: the claim was never made. The pack may have moved meanwhile.
+    async fn start_again(&self, record: &Job, attempt: u32) -> Result<(), Undone> {
+        match self.permitted_work(record, attempt).await? {
+            Ok(work) => self.hand_over(work).await,
+            Err(reason) => self.decline(record.id, attempt, reason).await,
+        }
+    }
+
+    /// What the planted bug does with an attempt that its driver has, once its pack has moved.
+    async fn decline_unstopped(&self, record: &Job, attempt: u32) -> Result<(), Undone> {
+        if self.has(Bug::HostDeclinesUnstopped) && record.state == JobState::Starting && !self.permits(record) {
+            return self.decline(record.id, attempt, "the pack has moved").await;
+        }
+        Ok(())
+    }
+
+    /// A cancelled attempt ends when its driver says that nothing of it is left.
+    async fn stop(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
+        let Some(record) = self.current(job, attempt) else {
+            return Ok(());
+        };
+        let status = self.factory.borrow().poll((job, attempt));
+        if let Status::Done { end, started_ms } = status {
+            return self.conclude(&record, attempt, end, started_ms).await;
+        }
+        self.cancel_at_driver((job, attempt)).await;
+        Ok(())
+    }
+
+    async fn conclude(&self, record: &Job, attempt: u32, end: End, started_ms: Option<u64>) -> Result<(), Undone> {
+        if end == End::Canceled && !record.cancel_requested {
+            return match record.state {
+                JobState::Running => self.finish(record.id, attempt, End::system_error("lost")).await,
+                _ => self.decline(record.id, attempt, "the factory gave it back before it ran").await,
+            };
+        }
+        if let (JobState::Starting, Some(started_ms)) = (record.state, started_ms)
+            && !self.has(Bug::HostSkipsRun)
+        {
+            self.say_of(Command::Run { job: record.id, attempt, at: federation::Timestamp(started_ms) }).await?;
+        }
+        self.finish(record.id, attempt, end).await
+    }
+
+    async fn report(&self, pool: PoolId) -> Result<(), Undone> {
+        let report = self.factory.borrow().capacity(pool, self.now());
+        self.say_of(Command::ReportCapacity(report)).await
+    }
+
+    async fn hand_over(&self, work: Work) -> Result<(), Undone> {
+        self.hand_to_driver(work).await.map_err(|_| Undone::NoRoom)
+    }
+
+    /// From here on this attempt never runs, whatever is said later.
+    async fn decline(&self, job: JobId, attempt: u32, reason: &str) -> Result<(), Undone> {
+        if !self.has(Bug::HostDeclinesUnstopped) {
+            self.cancel_at_driver((job, attempt)).await;
+        }
+        self.say_of(Command::Decline { job, attempt, reason: reason.into(), at: self.now() }).await
+    }
+
+    async fn finish(&self, job: JobId, attempt: u32, end: End) -> Result<(), Undone> {
+        self.say_of(Command::Finish { job, attempt, end, at: self.now() }).await
+    }
+
+    /// Commits and waits until this replica shows it, so that the same action is not due again.
+    async fn say_of(&self, command: Command) -> Result<(), Undone> {
+        let committed = self.commit(command, self.commit_deadline_ms()).await;
+        let (revision, outcome) = committed.map_err(|_| Undone::NotCommitted)?;
+        let deadline_ms = self.world.clock.now_ms() + SEEN_TIMEOUT_MS;
+        let _seen_later_if_late = self.wait_for(revision, deadline_ms).await;
+        if matches!(outcome, Outcome::Rejected(_)) { Err(Undone::Rejected) } else { Ok(()) }
+    }
+
+    fn current(&self, job: JobId, attempt: u32) -> Option<Job> {
+        self.read(|registry| {
+            let record = registry.job(&job)?;
+            let current = record.holding().is_some_and(|it| it.number == attempt);
+            current.then(|| record.clone())
+        })
+    }
+
+    /// The work of an attempt, if home and this state's live pack let it run here; else why not.
+    async fn permitted_work(&self, record: &Job, attempt: u32) -> Result<Result<Work, &'static str>, Undone> {
+        let order = match self.fetch(record, attempt).await {
+            Ok(order) => order,
+            Err(NoOrder::Final) => return Ok(Err("the job's home does not hand it over")),
+            Err(NoOrder::NotNow) if self.is_patience_over(record.id, attempt) => {
+                return Ok(Err(OUT_OF_PATIENCE));
+            }
+            Err(NoOrder::NotNow) => return Err(Undone::NoOrder),
+        };
+        self.note_order((record.id, attempt), record);
+        if !matches(&order, record) {
+            return Ok(Err("the order that the job's home gave does not match the registry"));
+        }
+        self.memory.borrow_mut().unanswered.remove(&(record.id, attempt));
+        let was_started = self.has(Bug::HostDecidesOnlyOnce) && record.state == JobState::Starting;
+        if !self.permits(record) && !self.has(Bug::HostDoesNotDecide) && !was_started {
+            return Ok(Err("the pack does not permit it"));
+        }
+        Ok(Ok(work(record, attempt, &order)))
+    }
+
+    fn is_patience_over(&self, job: JobId, attempt: u32) -> bool {
+        let now_ms = self.world.clock.now_ms();
+        let since_ms = *self.memory.borrow_mut().unanswered.entry((job, attempt)).or_insert(now_ms);
+        now_ms - since_ms >= ORDER_PATIENCE_MS
+    }
+
+    /// The binding decision: this state's live pack, and the share that home held before this attempt.
+    fn permits(&self, job: &Job) -> bool {
+        self.read(|registry| permits(registry, job))
+    }
+
+    /// For the audit, whatever this host does with the order.
+    fn note_order(&self, attempt: history::AttemptId, job: &Job) {
+        let permitted_in_log = permits(self.world.log.borrow().head(), job);
+        if self.permits(job) && !permitted_in_log {
+            self.world.say(|| format!("{} does not know yet that its pack forbids {}", self.state(), job.id));
+        }
+        let order = history::Order {
+            host: self.index,
+            life: self.life.get(),
+            at_ms: self.world.clock.now_ms(),
+            permitted: self.permits(job),
+            permitted_in_log,
+        };
+        self.world.history.borrow_mut().note().orders.insert(attempt, order);
+    }
+
+    /// Ends what the driver holds and the registry does not know as current.
+    async fn reconcile(self) {
+        let held = self.factory.borrow().held();
+        if self.linearize(SEEN_TIMEOUT_MS).await.is_err() {
+            return;
+        }
+        for (job, attempt) in held {
+            let done = matches!(self.factory.borrow().poll((job, attempt)), Status::Done { .. });
+            if !done && self.current(job, attempt).is_none() {
+                self.cancel_at_driver((job, attempt)).await;
+            }
+        }
+    }
+}
+
+/// What the host's pack in a registry says of a job's current attempt.
+pub fn permits(registry: &federation::Registry, job: &Job) -> bool {
+    let Some(pool) = job.attempt().map(|attempt| attempt.pool) else {
+        return false;
+    };
+    let (host, question) = (pool.state(), Question { home: job.home, class: job.labels.data_class });
+    let share = registry.share_percent_before(&pool, &job.id);
+    let offered = registry.offer(&pool).is_some();
+    offered && packs::permit(registry, host, Asked::Host, question, host, share).is_some()
+}
+
+fn matches(order: &Order, job: &Job) -> bool {
+    order.mandate.matches(job).is_ok() && Digest::of(&order.payload) == job.payload
+}
+
+fn work(job: &Job, attempt: u32, order: &Order) -> Work {
+    let task = Task::from_payload(&order.payload);
+    let pool = order.mandate.pool;
+    let (gpus, exclusive) = (job.shape.gpus, job.exclusive);
+    Work { attempt: (job.id, attempt), pool, gpus, exclusive, run_ms: task.run_ms, end: task.end() }
+}
+
+fn subject(action: &Action) -> Subject {
+    match action {
+        Action::Dispatch { job, attempt } | Action::Poll { job, attempt } | Action::Stop { job, attempt } => {
+            Subject::Attempt(*job, *attempt)
+        }
+        Action::Rerank { job } => Subject::Waiting(*job),
+        Action::Report { pool } => Subject::Pool(*pool),
+    }
+}
