@@ -275,8 +275,14 @@ async fn two_hundred_tasks_run_once_each_however_often_frances_gateway_is_killed
     let body = in_france(&format!("echo $ENTENTE_JOB >>{}", lines.display()), 1, "H100").to_string().into_bytes();
     let (begun, kills, is_over) = (Instant::now(), Cell::new(0_u64), Cell::new(false));
     let working = async {
-        let mut ids = vec![];
+        let mut ids: Vec<String> = vec![];
         for number in 0..JOBS {
+            // France's rule: another state's jobs have 60 % of a pool at most, and here that is nine of sixteen GPUs.
+            if let Some(earlier) = number.checked_sub(8) {
+                let id = &ids[earlier];
+                let done = until_ended(&mut finland, id).await;
+                done.unwrap_or_else(|task| panic!("it does not end: {task}; {:?}", cluster.jobs_of(id)));
+            }
             let key = format!("task-{number}");
             let id = eventually("the task is acknowledged", async || {
                 let answer = post_raw(&mut finland, body.clone(), &[("idempotency-key", &key)]).await;
