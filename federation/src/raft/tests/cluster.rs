@@ -151,8 +151,15 @@ async fn a_member_has_only_so_many_envelopes_in_hand() {
     };
     // Without a quorum none of these is answered.
     let waiting: Vec<_> = (1..9).map(|serial| tokio::spawn(propose(serial))).collect();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let one_too_many = tokio::time::timeout(Duration::from_millis(300), propose(9)).await.unwrap();
+    // Until all of them are in hand, another one waits, too.
+    let refused = async {
+        loop {
+            if let Ok(answer) = tokio::time::timeout(Duration::from_millis(300), propose(9)).await {
+                return answer;
+            }
+        }
+    };
+    let one_too_many = tokio::time::timeout(SOON, refused).await.unwrap();
     assert_eq!(wire::decode(&one_too_many), Ok(WireProposed::NotLeader));
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
