@@ -1,19 +1,25 @@
-//! Issuing: a state's certificate authority and the leaves of its gateways. ECDSA on P-256, short lives.
+//! Issuing: a state's certificate authority, the leaves of its gateways, and the list of those that it takes back. ECDSA on
+//! P-256, short lives.
+
+use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, string::Ia5String,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams,
+    SanType, SerialNumber, string::Ia5String,
 };
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
 
 use crate::digest::Digest;
+use crate::revocation::{Certificate, Revoked};
 use crate::state::{FederationId, GatewayId, MemberState};
 
 /// Clocks differ; a certificate counts from a little before it was made.
 const BACKDATE_S: u64 = 300;
-/// 90 days and the backdate: no leaf lives longer, whoever issued it.
-pub(crate) const LEAF_LIFE_MAX_S: u64 = LEAF_HOURS_MAX as u64 * HOUR_S + BACKDATE_S;
+/// 90 days and the backdate, in seconds: no leaf lives longer, whoever issued it.
+pub const LEAF_LIFE_MAX_S: u64 = LEAF_HOURS_MAX as u64 * HOUR_S + BACKDATE_S;
 const HOUR_S: u64 = 3_600;
 const DAY_S: u64 = 24 * HOUR_S;
 /// A leaf that lives longer than this would need a revocation service.
@@ -51,6 +57,9 @@ pub enum CannotIssue {
     /// What it issued would be believed by nobody.
     #[error("the key is not the one of the authority's certificate")]
     AnotherKey,
+    /// A list of it would count for nothing.
+    #[error("the certificate authority has ended: nobody believes what it issues any more")]
+    AuthorityEnded,
     /// From the library.
     #[error("cannot make the certificate: {0}")]
     Library(#[from] rcgen::Error),
@@ -138,6 +147,47 @@ impl StateCa {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names = hosts.iter().map(|host| host_name(host)).collect::<Result<_, _>>()?;
         self.issue(params)
+    }
+
+    /// The list of the certificates that this authority takes back, DER; whatever another one has issued, it cannot. It
+    /// counts until the authority ends. The number grows from list to list.
+    pub fn revocation_list(&self, number: u64, revoked: &[Revoked], now_s: u64) -> Result<Vec<u8>, CannotIssue> {
+        let ends_s = Certificate::read(&self.cert_der()?).ok_or(CannotIssue::NotAnAuthority)?.ends_s;
+        if now_s >= ends_s {
+            return Err(CannotIssue::AuthorityEnded);
+        }
+        let entry = |it: &Revoked| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(it.serial.as_bytes()),
+            revocation_time: moment(it.at_s),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: moment(now_s.saturating_sub(BACKDATE_S)),
+            next_update: moment(ends_s),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer()?)?.der().to_vec())
+    }
+
+    /// Whether this authority signed the first certificate of a PEM text, for one of the two faces of a gateway.
+    pub fn has_issued(&self, cert_pem: &str) -> bool {
+        let (Ok(own), Ok(leaf)) = (self.cert_der(), CertificateDer::from_pem_slice(cert_pem.as_bytes())) else {
+            return false;
+        };
+        let (own, Some(begins_s)) = (CertificateDer::from(own), Certificate::read(&leaf).map(|it| it.begins_s)) else {
+            return false;
+        };
+        let (Ok(anchor), Ok(leaf)) = (webpki::anchor_from_trusted_cert(&own), EndEntityCert::try_from(&leaf)) else {
+            return false;
+        };
+        // When it began it counted, whatever became of it.
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(begins_s));
+        let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::server_auth());
+        leaf.verify_for_usage(algorithms, &[anchor], &[], then, usage, None, None).is_ok()
     }
 
     fn issue(&self, params: CertificateParams) -> Result<IssuedLeaf, CannotIssue> {

@@ -10,6 +10,8 @@ use rustls::{SignatureScheme, crypto::ring::sign::any_supported_type};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::revocation::Certificate;
+
 /// A chain and its key that belong together.
 #[derive(Clone)]
 pub struct LeafIdentity(Arc<CertifiedKey>);
@@ -42,6 +44,17 @@ impl LeafIdentity {
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|_| BadLeaf::AnotherKey)?;
         Ok(LeafIdentity(Arc::new(certified)))
+    }
+}
+
+impl LeafIdentity {
+    /// What the leaf says about itself, if it can be read.
+    pub fn certificate(&self) -> Option<Certificate> {
+        Certificate::read(self.leaf())
+    }
+
+    pub(crate) fn leaf(&self) -> &CertificateDer<'static> {
+        self.0.cert.first().expect("invariant: an identity has a certificate")
     }
 }
 

@@ -20,6 +20,7 @@ mod trust;
 mod issue;
 mod leaf;
 mod peer;
+mod revocation;
 mod tls;
 
 pub use bundle::{
@@ -28,10 +29,11 @@ pub use bundle::{
 };
 pub use digest::{BadDigest, Digest};
 pub use envelope::{BadEnvelope, ENVELOPE_BYTES_MAX, Envelope, Header, Kind};
-pub use issue::{CannotIssue, IssuedLeaf, StateCa};
+pub use issue::{CannotIssue, IssuedLeaf, LEAF_LIFE_MAX_S, StateCa};
 pub use keys::{BadKey, KeyId, PublicKey, SigningKey, hmac_pseudonym};
 pub use leaf::{BadLeaf, LeafIdentity, SharedLeaf};
 pub use peer::{BadPeer, peer_of};
+pub use revocation::{BadSerial, Certificate, RevocationList, Revoked, Serial};
 pub use state::{BadName, FederationId, GatewayId, GatewayName, MemberState};
 pub use tls::{BadCa, peer_client_config, peer_server_config, public_client_config, public_server_config};
 pub use token::{BadToken, Caller, CannotMint, IssuerSet, TOKEN_BYTES_MAX, TOKEN_LIFE_MAX_S, TokenIssuer};

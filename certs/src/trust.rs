@@ -18,6 +18,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use crate::bundle::TrustBundle;
 use crate::keys::{KeyId, PublicKey};
+use crate::leaf::LeafIdentity;
 use crate::peer::{BadPeer, gateway_in};
 use crate::state::{FederationId, GatewayId, GatewayName, MemberState};
 use crate::token::{Issuer, IssuerSet};
@@ -199,6 +200,25 @@ impl TrustStore {
         // The library takes an anchor to count for ever.
         trust.life_of(path.anchor()).holds_at(now).map_err(broken)?;
         Ok(gateway)
+    }
+
+    /// Why no gateway would let in one that shows this leaf, if that is so.
+    pub fn refuses(&self, leaf: &LeafIdentity, now_s: u64) -> Option<String> {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now_s));
+        match self.verify_gateway(leaf.leaf(), &[], End::Client, now) {
+            Ok(gateway) if self.names(&gateway) => None,
+            Ok(gateway) => Some(Untrusted::NotNamed(gateway.state).to_string()),
+            Err(Untrusted::Chain { state, cause }) => Some(match cause {
+                webpki::Error::CertRevoked => format!("{state} has revoked it"),
+                webpki::Error::CertExpired { .. } => "it, or the authority that issued it, has expired".into(),
+                webpki::Error::CrlExpired { .. } => format!("a revocation list of {state} is over"),
+                webpki::Error::UnknownRevocationStatus => {
+                    format!("{state} has revocation lists, but none of its authority")
+                }
+                cause => Untrusted::Chain { state, cause }.to_string(),
+            }),
+            Err(other) => Some(other.to_string()),
+        }
     }
 
     /// Whether the state still names this gateway; one that it dropped is evicted.

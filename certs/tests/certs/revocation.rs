@@ -1,13 +1,15 @@
 //! Revocation: what a state's list takes back, and lists that are none.
 
-use certs::{BadTrust, TrustBundle, TrustStore};
+use certs::{
+    BadTrust, CannotIssue, Certificate, LeafIdentity, RevocationList, Revoked, StateCa, TrustBundle, TrustStore,
+};
 use proptest::prelude::*;
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope,
     KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
 };
 
-use crate::states::{NOW, State, Two, federation, moment, state, trust_store};
+use crate::states::{DAY_S, NOW, State, Two, federation, gateway, moment, state, trust_store};
 use crate::wire::Refused;
 
 const REVOKED: u64 = 4_711;
@@ -85,6 +87,48 @@ fn a_list_takes_back_what_it_names() {
     assert_eq!(meet(&cast, OTHER, NOW), ACCEPTED);
     let without = cast_with(|_| vec![]);
     assert_eq!(meet(&without, REVOKED, NOW), ACCEPTED, "it is the list that refuses");
+}
+
+/// What an authority takes back by the number that it finds in the certificate, every gateway refuses; and the gateway that
+/// shows it is told why.
+#[test]
+fn an_authoritys_own_list_takes_back_what_it_issued() {
+    let cast = Two::new();
+    let (taken, kept) = (cast.fr.issue("FR/fr-1"), cast.fr.issue("FR/fr-1"));
+    let certificate = Certificate::read_pem(&taken.cert_pem).unwrap();
+    assert_eq!((&certificate.name[..], certificate.is_for_peers), ("FR/fr-1", true));
+    let revoked = [Revoked { serial: certificate.serial, at_s: NOW - 5 }];
+    let list = cast.fr.ca.revocation_list(2, &revoked, NOW).unwrap();
+    let read = RevocationList::read(&list).unwrap();
+    assert_eq!((&read.revoked[..], read.authority), (&revoked[..], certificate.authority));
+    cast.trust.store(trust_store([with_lists(&cast.fr, vec![list]), cast.de.bundle(&["de-1"])]));
+
+    let refused = |leaf: &certs::IssuedLeaf, now_s| {
+        let identity = LeafIdentity::from_pem(&leaf.cert_pem, &leaf.key_pem).unwrap();
+        cast.trust.load().refuses(&identity, now_s)
+    };
+    assert_eq!(refused(&taken, NOW), Some("FR has revoked it".into()));
+    assert_eq!(refused(&kept, NOW), None);
+    assert!(refused(&kept, NOW + DAY_S + 1).unwrap().contains("has expired"));
+    assert!(cast.fr.ca.has_issued(&taken.cert_pem) && !cast.fr.look_alike().ca.has_issued(&taken.cert_pem));
+    let german = cast.de.ca.issue_gateway(&gateway("DE/de-1"), NOW, 1).unwrap();
+    assert!(!cast.fr.ca.has_issued(&german.cert_pem) && !cast.fr.ca.has_issued("no certificate"));
+}
+
+/// A list that ran out before its authority would shut out everybody whom the authority vouches for, and with them whoever
+/// could publish the next one.
+#[test]
+fn an_authoritys_own_list_counts_as_long_as_the_authority() {
+    let mut cast = Two::new();
+    cast.fr.ca = StateCa::create(state("FR"), &federation(), NOW - DAY_S + 60, 1).unwrap();
+    let ends_s = Certificate::read_pem(&cast.fr.ca.cert_pem).unwrap().ends_s;
+    assert_eq!(ends_s, NOW + 60);
+    let list = cast.fr.ca.revocation_list(1, &[], NOW).unwrap();
+    assert_eq!(RevocationList::read(&list).unwrap().ends_s, Some(ends_s));
+    cast.trust.store(trust_store([with_lists(&cast.fr, vec![list]), cast.de.bundle(&["de-1"])]));
+    assert_eq!(meet(&cast, OTHER, ends_s - 1), ACCEPTED);
+    let over = cast.fr.ca.revocation_list(2, &[], ends_s);
+    assert!(matches!(over, Err(CannotIssue::AuthorityEnded)), "{over:?}");
 }
 
 #[test]
