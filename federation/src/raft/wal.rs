@@ -342,24 +342,29 @@ impl Writer {
         let must_sync = records.iter().any(|record| !matches!(record, Record::Committed(_)));
         let mut purged = None;
         let mut last = self.current_last;
+        let mut head = self.head.clone();
         for record in &records {
             match record {
                 Record::Append(entry) => last = last.max(entry.id.index),
-                Record::Vote(vote) => self.head.vote = Some(*vote),
+                Record::Vote(vote) => head.vote = Some(*vote),
                 Record::Purge(upto) => {
-                    self.head.purged = Some(*upto);
+                    head.purged = Some(*upto);
                     purged = Some(*upto);
                 }
-                Record::Committed(committed) => self.head.committed = *committed,
+                Record::Committed(committed) => head.committed = *committed,
                 Record::TruncateAfter(_) | Record::Head(_) => {}
             }
         }
         if !must_sync {
             // Rides with the next frame, in its head or as the last of its kind.
+            self.head = head;
             return Ok(());
         }
-        let content = encode(&with_committed(records, self.head.committed));
+        let content = encode(&with_committed(records, head.committed));
+        // A segment that begins here repeats what is written already: were it to say that an entry of this frame is committed, and
+        // the power went before the frame, the log would be said to be longer than it is.
         self.room_for(content.len())?;
+        self.head = head;
         let segment = self.current.as_mut().expect("invariant: there is room, so there is a segment");
         segment.append(self.next_frame, self.salt, &content)?;
         self.next_frame += 1;
