@@ -2,7 +2,7 @@
 //! Invariants: no clock, no chance, no float, no policy engine; a rejected command leaves no trace; a rejected
 //! envelope leaves none but the revision.
 
-use certs::{Envelope, Kind, MemberState};
+use certs::{Envelope, GatewayId, Kind, MemberState};
 
 use crate::{
     attempt,
@@ -11,6 +11,7 @@ use crate::{
     job, limits, member, offer, pack,
     registry::Registry,
     serial::{Serial, SerialWindow},
+    silence,
     time::Revision,
 };
 
@@ -24,7 +25,8 @@ pub enum Verdict {
 
 /// An envelope that its owner's key signed, for this federation.
 struct Admitted {
-    author: MemberState,
+    /// Whose key it is.
+    author: GatewayId,
     batch: Batch,
     replayed: bool,
 }
@@ -44,8 +46,8 @@ impl Registry {
             return vec![Outcome::Replayed; batch.0.len()];
         }
         let header = envelope.header();
-        self.serials.entry(header.key).or_insert_with(|| SerialWindow::new(author)).mark(header.serial);
-        let carried_out = batch.0.into_iter().map(|command| self.carry_out(author, command));
+        self.serials.entry(header.key).or_insert_with(|| SerialWindow::new(header.owner)).mark(header.serial);
+        let carried_out = batch.0.into_iter().map(|command| self.carry_out(&author, command));
         carried_out.map(|outcome| outcome.unwrap_or_else(Outcome::Rejected)).collect()
     }
 
@@ -60,23 +62,23 @@ impl Registry {
         if header.kind != Kind::Command {
             return Err(Rejection::WrongKind);
         }
-        let (_, key) = self.trust.gateway_key(header.owner, &header.key).ok_or(Rejection::UnknownKey)?;
+        let (name, key) = self.trust.gateway_key(header.owner, &header.key).ok_or(Rejection::UnknownKey)?;
         if verdict == Verdict::Unknown && envelope.verify(key).is_err() {
             return Err(Rejection::BadSignature);
         }
         let batch = Batch::from_bytes(envelope.body()).ok_or(Rejection::Undecodable)?;
         limits::count(batch.0.len(), limits::COMMANDS_PER_BATCH_MAX)?;
+        let author = GatewayId { state: header.owner, name: name.clone() };
         let serial = self.serials.get(&header.key).map_or(Serial::New, |window| window.look(header.serial));
         match serial {
             Serial::TooOld { oldest } => Err(Rejection::SerialTooOld { oldest }),
-            Serial::New | Serial::Seen => {
-                Ok(Admitted { author: header.owner, batch, replayed: serial == Serial::Seen })
-            }
+            Serial::New | Serial::Seen => Ok(Admitted { author, batch, replayed: serial == Serial::Seen }),
         }
     }
 
     /// The table. Each function checks everything, then changes everything.
-    fn carry_out(&mut self, author: MemberState, command: Command) -> Result<Outcome, Rejection> {
+    fn carry_out(&mut self, gateway: &GatewayId, command: Command) -> Result<Outcome, Rejection> {
+        let author = gateway.state;
         if self.owner(author, &command)? != author {
             return Err(Rejection::NotOwner);
         }
@@ -84,7 +86,7 @@ impl Registry {
             Command::PublishPack(it) => pack::publish(self, it),
             Command::PublishOffer(it) => offer::publish(self, it),
             Command::WithdrawOffer { pool, sequence } => offer::withdraw(self, pool, sequence),
-            Command::ReportCapacity(it) => offer::report(self, it),
+            Command::ReportCapacity(it) => offer::report(self, gateway, it),
             Command::Submit(it) => job::submit(self, author, it),
             Command::Rerank(it) => job::rerank(self, it),
             Command::Cancel { job, .. } => job::cancel(self, job),
@@ -93,6 +95,7 @@ impl Registry {
             Command::Finish { job, attempt, end, at } => attempt::finish(self, job, attempt, end, at),
             Command::Decline { job, attempt, reason, at } => attempt::decline(self, job, attempt, reason, at),
             Command::PublishBundle(signed) => member::publish_bundle(self, author, signed),
+            Command::Attest(it) => silence::attest(self, author, it),
         }
     }
 
@@ -103,8 +106,8 @@ impl Registry {
             Command::PublishOffer(it) => Ok(it.pool.state()),
             Command::WithdrawOffer { pool, .. }
             | Command::ReportCapacity(crate::offer::CapacityReport { pool, .. }) => Ok(PoolId::state(pool)),
-            // Whoever signs is the home; a bundle says inside whose it is, and its root has signed that.
-            Command::Submit(_) | Command::PublishBundle(_) => Ok(author),
+            // Whoever signs is the home, or the witness; a bundle says inside whose it is, and its root has signed that.
+            Command::Submit(_) | Command::PublishBundle(_) | Command::Attest(_) => Ok(author),
             Command::Rerank(it) => self.home(it.job),
             Command::Cancel { job, .. } => self.home(*job),
             Command::Start { job, attempt, .. }

@@ -25,6 +25,8 @@ pub struct Attempt {
     pub pool: PoolId,
     /// The gateway that served the pool when this was granted: the offer that says so may be forgotten first.
     pub served_by: GatewayName,
+    /// It stops by itself when its gateway cannot renew its lease: the pool promised it when this was granted.
+    pub leased: bool,
     pub grant: Grant,
     pub granted_at: Revision,
     pub started_at: Option<Timestamp>,
@@ -55,6 +57,10 @@ pub enum End {
     NotPermitted {
         reason: Reason,
     },
+    /// The attempt came to nothing through no fault of the job: a job that may be run again is.
+    Lost {
+        reason: Reason,
+    },
 }
 
 impl Attempt {
@@ -70,10 +76,17 @@ impl End {
         End::SystemError { reason: Reason::new(reason) }
     }
 
+    /// A loss with as much of the reason as the registry keeps.
+    pub fn lost(reason: &str) -> End {
+        End::Lost { reason: Reason::new(reason) }
+    }
+
     pub(crate) fn state(&self) -> JobState {
         match self {
             End::Complete => JobState::Complete,
-            End::ExecutorError { .. } | End::SystemError { .. } | End::NotPermitted { .. } => JobState::Failed,
+            End::ExecutorError { .. } | End::SystemError { .. } | End::NotPermitted { .. } | End::Lost { .. } => {
+                JobState::Failed
+            }
             End::Canceled => JobState::Canceled,
         }
     }
@@ -115,16 +128,51 @@ pub(crate) fn finish(
     // A task can only have ended by itself if it was started, and it may have run unseen; it can be stopped or fail
     // at any time. That nothing is permitted is for home to say, of a job that waits.
     let ended_by_itself = matches!(how, End::Complete | End::ExecutorError { .. });
-    let impossible = matches!(how, End::NotPermitted { .. }) || (ended_by_itself && job.state == JobState::Granted);
+    let began = ended_by_itself || matches!(how, End::Lost { .. });
+    let impossible = matches!(how, End::NotPermitted { .. }) || (began && job.state == JobState::Granted);
     if !job.state.holds() || impossible {
         return Err(Rejection::WrongState { state: job.state });
     }
 
+    let may_go_on = matches!(how, End::Lost { .. }) && job.restartable;
     let pool = release(registry, id, at, ended_by_itself);
     registry.attempt_mut(id).end = Some(how.clone());
-    job::end(registry, id, how);
+    if may_go_on {
+        try_again(registry, id);
+    } else {
+        job::end(registry, id, how);
+    }
     queue::serve(registry, pool);
     Ok(Outcome::Done)
+}
+
+/// Ends the current attempt without its host, which is silent. It is charged up to the last that was heard of its pool.
+pub(crate) fn lose(registry: &mut Registry, id: JobId, reason: &str) {
+    let pool = registry.jobs[&id].holding().expect("invariant: only what holds GPUs is lost").pool;
+    let last_heard = registry.offers.get(&pool).map_or(Timestamp::default(), |offer| offer.clock);
+    release(registry, id, last_heard, false);
+    registry.attempt_mut(id).end = Some(End::lost(reason));
+    try_again(registry, id);
+}
+
+/// A job whose attempt was lost gets another one, unless it was cancelled or has had enough of them. The pool that lost
+/// it comes last now: a host that fails at once would have all the attempts otherwise.
+fn try_again(registry: &mut Registry, id: JobId) {
+    let revision = registry.revision;
+    let job = registry.job_mut(id);
+    (job.state, job.changed_at) = (JobState::Queued, revision);
+    let lost = job.attempts.last().map(|attempt| attempt.pool);
+    if let Some(place) = job.candidates.iter().position(|it| Some(*it) == lost) {
+        job.candidates[place..].rotate_left(1);
+    }
+    let (canceled, tried) = (job.cancel_requested, job.attempts.len());
+    if canceled {
+        job::end(registry, id, End::Canceled);
+    } else if tried >= limits::ATTEMPTS_MAX {
+        job::end(registry, id, End::lost("its attempts were lost too often"));
+    } else {
+        job::grant_or_queue(registry, id);
+    }
 }
 
 pub(crate) fn decline(
@@ -169,10 +217,12 @@ pub(crate) fn grant(registry: &mut Registry, id: JobId, pool: PoolId) -> Outcome
     let offer = registry.offers.get_mut(&pool).expect("invariant: every grant names a known offer");
     let grant = offer.ledger.take(id, job.home, job.shape.need());
     let number = job.attempts.len() as u32 + 1;
+    let leased = job.is_leased() && offer.offer.keeps_leases;
     job.attempts.push(Attempt {
         number,
         pool,
         served_by: offer.offer.served_by.clone(),
+        leased,
         grant,
         granted_at: revision,
         started_at: None,

@@ -14,7 +14,8 @@ use crate::{
     pack::PublishPack,
     reason::Reason,
     shape::Shape,
-    time::Timestamp,
+    silence::Attest,
+    time::{Revision, Timestamp},
 };
 
 /// The body of a command envelope: one signature for all the commands that waited together.
@@ -77,6 +78,8 @@ pub enum Command {
     },
     /// By the state of the bundle, and signed by its root inside.
     PublishBundle(SignedBundle),
+    /// By any state but the silent one's.
+    Attest(Attest),
 }
 
 /// A new job. Its home is the state that signs the envelope.
@@ -197,4 +200,10 @@ pub enum Rejection {
     BadCandidates,
     #[error("none of the candidate pools can ever run the job")]
     NoneSuits,
+
+    // Silence.
+    #[error("the gateway was heard of at revision {at}")]
+    HeardSince { at: Revision },
+    #[error("another gateway of the state serves the pool; only that one reports of it")]
+    NotServing,
 }

@@ -12,10 +12,11 @@ use thiserror::Error;
 use crate::{
     limits,
     member::{GatewayRecord, Member, trust_in},
+    silence::Clocks,
     time::Revision,
 };
 
-/// What every founding state's root signs is this, then the postcard form of federation, epoch and members.
+/// What every founding state's root signs is this, then the postcard form of federation, epoch, members and clocks.
 const DOMAIN: &[u8] = b"entente genesis v1\0";
 
 /// A founding state as it enters.
@@ -33,6 +34,8 @@ pub struct GenesisDraft {
     epoch: u64,
     /// In order of their states.
     members: Vec<GenesisMember>,
+    #[serde(default)]
+    clocks: Clocks,
     #[serde(default)]
     signatures: BTreeMap<MemberState, Signature>,
 }
@@ -79,6 +82,8 @@ pub enum BadGenesis {
     Twice(MemberState),
     #[error("the gateways of {0} do not match its bundle, or two share a name or a node id")]
     Gateways(MemberState),
+    #[error("the clocks for silent hosts do not fit: 2 s <= quiet_ms <= lease_ms, and twice lease_ms <= gone_ms")]
+    Clocks,
     #[error("{0} has not signed")]
     Unsigned(MemberState),
     #[error("the signature of {0} is not its root's over this agreement")]
@@ -104,7 +109,8 @@ impl Genesis {
                 return Err(BadGenesis::Twice(state));
             }
         }
-        Ok(GenesisDraft { federation, epoch, members: by_state.into_values().collect(), signatures: BTreeMap::new() })
+        let members = by_state.into_values().collect();
+        Ok(GenesisDraft { federation, epoch, members, clocks: Clocks::default(), signatures: BTreeMap::new() })
     }
 
     pub fn federation(&self) -> &FederationId {
@@ -113,6 +119,11 @@ impl Genesis {
 
     pub fn epoch(&self) -> u64 {
         self.draft.epoch
+    }
+
+    /// How long a host may be silent before what follows.
+    pub fn clocks(&self) -> Clocks {
+        self.draft.clocks
     }
 
     /// The trust that the founding bundles make together.
@@ -156,6 +167,11 @@ impl GenesisDraft {
         self.members.iter().flat_map(|member| &member.gateways)
     }
 
+    /// Other clocks for silent hosts. What was signed before is signed no more.
+    pub fn with_clocks(self, clocks: Clocks) -> GenesisDraft {
+        GenesisDraft { clocks, signatures: BTreeMap::new(), ..self }
+    }
+
     /// Adds a founding state's signature by its root key.
     pub fn sign(mut self, state: MemberState, root: &SigningKey) -> Result<GenesisDraft, BadGenesis> {
         let mut roots = self.members.iter().filter_map(|member| member.bundle.verify_first().ok());
@@ -172,6 +188,9 @@ impl GenesisDraft {
     pub fn complete(self) -> Result<Genesis, BadGenesis> {
         if self.members.is_empty() || self.members.len() > limits::MEMBERS_MAX {
             return Err(BadGenesis::Members);
+        }
+        if !self.clocks.are_sound() {
+            return Err(BadGenesis::Clocks);
         }
         let bundles = self.members.iter().map(first_bundle).collect::<Result<Vec<_>, _>>()?;
         if let Some(pair) = bundles.windows(2).find(|pair| pair[0].state >= pair[1].state) {
@@ -198,7 +217,7 @@ impl GenesisDraft {
     }
 
     fn signed_bytes(&self) -> Vec<u8> {
-        postcard::to_extend(&(&self.federation, self.epoch, &self.members), DOMAIN.to_vec())
+        postcard::to_extend(&(&self.federation, self.epoch, &self.members, self.clocks), DOMAIN.to_vec())
             .expect("invariant: an agreement in memory always serialises")
     }
 

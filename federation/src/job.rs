@@ -107,6 +107,17 @@ impl Job {
         self.attempts.last().filter(|_| self.state.holds())
     }
 
+    /// The attempt whose records and logs are the job's. A job that waits again has none: the attempt before ran nothing, or
+    /// its host has lost it and may be silent.
+    pub fn decisive_attempt(&self) -> Option<&Attempt> {
+        self.attempts.last().filter(|_| self.state != JobState::Queued)
+    }
+
+    /// Whether it may be given to another host and must not run twice: its attempts need leases.
+    pub fn is_leased(&self) -> bool {
+        self.restartable && self.exclusive
+    }
+
     /// Attempts that their hosts refused.
     pub fn declines(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts.iter().filter(|attempt| attempt.declined.is_some())

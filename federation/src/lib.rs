@@ -25,6 +25,7 @@ mod derived;
 mod queue;
 pub mod registry;
 mod serial;
+pub mod silence;
 
 // What follows from them.
 pub mod due;
@@ -53,5 +54,6 @@ pub use placement::{NoPlacement, Placement, Zone, place};
 pub use reason::{BadReason, Reason};
 pub use registry::{BadSnapshot, Registry};
 pub use shape::{Need, Shape};
+pub use silence::{Attest, Clocks, Silence, Watch};
 pub use time::{Revision, Timestamp};
 pub use usage::Flow;

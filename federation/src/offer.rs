@@ -1,7 +1,7 @@
 //! Offers: what a factory lends the federation, and what its gateway reports of it.
 //! Invariant: an offer never shrinks below what is granted from it.
 
-use certs::{GatewayName, MemberState};
+use certs::{GatewayId, GatewayName, MemberState};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     reason::Reason,
     registry::Registry,
     shape::{Need, Shape},
+    silence,
     time::{Revision, Timestamp},
     usage::RecentUse,
 };
@@ -64,6 +65,8 @@ pub struct Offer {
     pub city: String,
     /// Jobs must be able to end before this.
     pub until: Option<Timestamp>,
+    /// A job here that must not run twice stops by itself when its gateway has not been heard for the lease.
+    pub keeps_leases: bool,
 }
 
 impl Offer {
@@ -128,6 +131,9 @@ pub struct OfferState {
     /// next report.
     pub clock: Timestamp,
     pub recent: RecentUse,
+    /// A majority of states has not heard of its gateway: nothing is granted. Follows from what was attested.
+    #[serde(skip)]
+    pub quiet: bool,
     pub ledger: Ledger,
 }
 
@@ -140,6 +146,8 @@ pub enum Fit {
     FitsLater {
         free: u32,
     },
+    /// Its host is not heard: nothing is granted until it is.
+    Silent,
     /// The pool's largest gang has `largest_gang` GPUs.
     TooLarge {
         largest_gang: u32,
@@ -161,7 +169,7 @@ pub enum Fit {
 impl Fit {
     /// Now or later.
     pub fn fits(&self) -> bool {
-        matches!(self, Fit::FitsNow | Fit::FitsLater { .. })
+        matches!(self, Fit::FitsNow | Fit::FitsLater { .. } | Fit::Silent)
     }
 }
 
@@ -173,6 +181,8 @@ impl OfferState {
             never
         } else if let Some(until) = self.offer.until.filter(|until| ends > *until) {
             Fit::EndsTooSoon { until }
+        } else if self.quiet {
+            Fit::Silent
         } else if self.has_room(shape.need()) {
             Fit::FitsNow
         } else {
@@ -224,12 +234,12 @@ impl OfferState {
     }
 
     pub(crate) fn has_room(&self, need: Need) -> bool {
-        !self.withdrawn && self.ledger.fits(need, self.offer.task_slots)
+        !self.withdrawn && !self.quiet && self.ledger.fits(need, self.offer.task_slots)
     }
 
-    /// Whether there would be room if every grant ended and the local users stayed as they are.
+    /// Whether there would be room if every grant ended, and the local users and the host's silence stayed as they are.
     pub(crate) fn could_have_room(&self, need: Need) -> bool {
-        self.ledger.could_fit(need, self.offer.task_slots)
+        !self.quiet && self.ledger.could_fit(need, self.offer.task_slots)
     }
 
     /// GPU-seconds of recent use that count against `home` when turns are decided.
@@ -283,6 +293,9 @@ pub(crate) fn publish(registry: &mut Registry, it: Offer) -> Result<Outcome, Rej
             registry.offers.insert(pool, OfferState::new(it, revision));
         }
     }
+    let served_by = GatewayId { state: pool.state(), name: registry.offers[&pool].offer.served_by.clone() };
+    let quiet = registry.is_quiet(&served_by);
+    registry.offers.get_mut(&pool).expect("invariant: it was published above").quiet = quiet;
     queue::regroup(registry, pool);
     queue::serve(registry, pool);
     Ok(Outcome::Done)
@@ -299,6 +312,7 @@ impl OfferState {
             reported_at: revision,
             clock: Timestamp::default(),
             recent: RecentUse::default(),
+            quiet: false,
         }
     }
 }
@@ -327,9 +341,14 @@ pub(crate) fn forget_if_drained(registry: &mut Registry, pool: PoolId) {
 
 /// Takes over a report. The newest is the one that the log has last, not the one that says the latest time: a clock
 /// that was once wrong must not outlast its correction.
-pub(crate) fn report(registry: &mut Registry, it: CapacityReport) -> Result<Outcome, Rejection> {
+/// Only the gateway that serves a pool may: whoever reports is heard by the others, and jobs that must not run twice go on
+/// for that long.
+pub(crate) fn report(registry: &mut Registry, author: &GatewayId, it: CapacityReport) -> Result<Outcome, Rejection> {
     let pool = it.pool;
     let known = registry.offers.get_mut(&pool).ok_or(Rejection::UnknownPool { pool })?;
+    if known.offer.served_by != author.name {
+        return Err(Rejection::NotServing);
+    }
     count(it.lendable.len(), limits::GPUS_PER_NODE_MAX as usize + 1)?;
     let nodes: u64 = it.lendable.iter().map(|count| u64::from(count.nodes)).sum();
     if nodes > u64::from(known.offer.nodes) {
@@ -352,6 +371,7 @@ pub(crate) fn report(registry: &mut Registry, it: CapacityReport) -> Result<Outc
         }
     }
     known.report = Some(it);
+    silence::was_heard(registry, pool);
     queue::serve(registry, pool);
     Ok(Outcome::Done)
 }

@@ -156,18 +156,22 @@ fn is_known(registry: &Registry, zone: &Zone) -> bool {
     }
 }
 
-fn rank(offer: &OfferState, fit: &Fit, shape: &Shape) -> (bool, u32, u32, u32, Reverse<u32>, PoolId) {
+fn rank(offer: &OfferState, fit: &Fit, shape: &Shape) -> (u8, u32, u32, u32, Reverse<u32>, PoolId) {
     let terms = &offer.offer;
     let spare_memory_gib =
         if shape.gpus == 0 { 0 } else { terms.model.memory_gib.saturating_sub(shape.memory_gib_min) };
-    let later = *fit != Fit::FitsNow;
+    let later = match fit {
+        Fit::FitsNow => 0,
+        Fit::Silent => 2,
+        _ => 1,
+    };
     let free = Reverse(offer.ledger.free_gpus());
     (later, spare_memory_gib, terms.carbon_g_per_kwh, terms.price_milli_eur_per_gpu_hour, free, terms.pool)
 }
 
 fn obstacle(fit: &Fit) -> NoPlacement {
     match *fit {
-        Fit::FitsNow | Fit::FitsLater { .. } => NoPlacement::NothingPermitted,
+        Fit::FitsNow | Fit::FitsLater { .. } | Fit::Silent => NoPlacement::NothingPermitted,
         Fit::TooLarge { largest_gang } => NoPlacement::TooLarge { largest_gang },
         Fit::NoTaskSlots => NoPlacement::NoTaskSlots,
         Fit::WalltimeTooLong { max_s } => NoPlacement::WalltimeTooLong { max_s },

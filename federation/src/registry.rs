@@ -19,6 +19,7 @@ use crate::{
     queue,
     serial::SerialWindow,
     shape::Shape,
+    silence::Silence,
     time::Revision,
     usage::Flow,
 };
@@ -39,6 +40,8 @@ pub struct Registry {
     pub(crate) serials: BTreeMap<KeyId, SerialWindow>,
     /// By home and host.
     pub(crate) usage: BTreeMap<(MemberState, MemberState), Flow>,
+    /// Gateways that some state has not heard for a while.
+    pub(crate) silences: BTreeMap<GatewayId, Silence>,
     /// When a pack or the terms of an offer last changed: jobs decided since are surely not stale.
     pub(crate) terms_moved_at: Revision,
     pub(crate) derived: Derived,
@@ -54,6 +57,7 @@ type Stored = (
     BTreeMap<JobId, Arc<Job>>,
     BTreeMap<KeyId, SerialWindow>,
     BTreeMap<(MemberState, MemberState), Flow>,
+    BTreeMap<GatewayId, Silence>,
 );
 
 /// Why bytes are not a snapshot of a registry.
@@ -69,6 +73,8 @@ pub enum BadSnapshot {
     Pool(PoolId),
     #[error("the job {0} contradicts the other records")]
     Job(JobId),
+    #[error("nobody can have attested what is attested of {0}")]
+    Silence(String),
 }
 
 impl Registry {
@@ -85,6 +91,7 @@ impl Registry {
             jobs: BTreeMap::new(),
             serials: BTreeMap::new(),
             usage: BTreeMap::new(),
+            silences: BTreeMap::new(),
             terms_moved_at: Revision(0),
             derived: Derived::default(),
             trust: genesis.trust().clone(),
@@ -222,6 +229,13 @@ impl Registry {
         self.jobs.values().map(Arc::as_ref)
     }
 
+    /// Jobs whose current attempt was given to a gateway, also where the pool has been handed on since.
+    pub fn held_by_gateway<'a>(&'a self, gateway: &'a GatewayId) -> impl Iterator<Item = &'a Job> {
+        let holders = self.offers_of(gateway.state).flat_map(|offer| &offer.ledger.holders);
+        let jobs = holders.map(|id| self.jobs[id].as_ref());
+        jobs.filter(|job| job.holding().is_some_and(|attempt| attempt.served_by == gateway.name))
+    }
+
     /// What jobs of a home state used of a host state: (home, host, flow).
     pub fn usage(&self) -> impl ExactSizeIterator<Item = (MemberState, MemberState, &Flow)> {
         self.usage.iter().map(|((home, host), flow)| (*home, *host, flow))
@@ -240,7 +254,8 @@ impl Registry {
     /// The snapshot: equal bytes exactly for equal registries.
     pub fn to_bytes(&self) -> Vec<u8> {
         let head = (&self.federation, self.epoch, self.revision, self.terms_moved_at);
-        let stored = (head, &self.members, &self.packs, &self.offers, &self.jobs, &self.serials, &self.usage);
+        let stored =
+            (head, &self.members, &self.packs, &self.offers, &self.jobs, &self.serials, &self.usage, &self.silences);
         postcard::to_extend(&stored, vec![FORMAT]).expect("invariant: a registry in memory always serialises")
     }
 
@@ -252,7 +267,8 @@ impl Registry {
             return Err(BadSnapshot::Format { found: *format });
         }
         let (stored, rest) = postcard::take_from_bytes::<Stored>(body).map_err(|_| BadSnapshot::Corrupt)?;
-        let ((federation, epoch, revision, terms_moved_at), members, packs, offers, jobs, serials, usage) = stored;
+        let ((federation, epoch, revision, terms_moved_at), members, packs, offers, jobs, serials, usage, silences) =
+            stored;
         if !rest.is_empty() {
             return Err(BadSnapshot::Corrupt);
         }
@@ -269,6 +285,7 @@ impl Registry {
             jobs,
             serials,
             usage,
+            silences,
             terms_moved_at,
             derived,
             trust,
@@ -279,7 +296,8 @@ impl Registry {
 
     /// Whether two registries agree on their records and on everything that follows from them.
     pub fn agrees_with(&self, other: &Registry) -> bool {
-        let rooms = |it: &Registry| it.offers.values().map(|offer| offer.ledger.clone()).collect::<Vec<_>>();
+        let rooms =
+            |it: &Registry| it.offers.values().map(|offer| (offer.quiet, offer.ledger.clone())).collect::<Vec<_>>();
         self.to_bytes() == other.to_bytes() && self.derived == other.derived && rooms(self) == rooms(other)
     }
 
@@ -304,12 +322,17 @@ impl Registry {
 
     /// Rebuilds what follows from the records.
     fn derive(&mut self) -> Result<(), BadSnapshot> {
+        if let Some((gateway, _)) = self.silences.iter().find(|(gateway, silence)| !self.could_be(gateway, silence)) {
+            return Err(BadSnapshot::Silence(gateway.to_string()));
+        }
+        let quiet: Vec<GatewayId> = self.silences.keys().filter(|gateway| self.is_quiet(gateway)).cloned().collect();
         for (pool, offer) in &mut self.offers {
             let (nodes, per_node) = (offer.offer.nodes, offer.offer.gpus_per_node);
             let sized = nodes <= limits::NODES_PER_POOL_MAX && per_node <= limits::GPUS_PER_NODE_MAX;
             if offer.offer.pool != *pool || !sized || !offer.ledger.restore(nodes, per_node) {
                 return Err(BadSnapshot::Pool(*pool));
             }
+            offer.quiet = quiet.iter().any(|it| it.state == pool.state() && it.name == offer.offer.served_by);
         }
         let ids: Vec<JobId> = self.jobs.keys().copied().collect();
         for id in ids {

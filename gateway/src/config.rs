@@ -304,6 +304,7 @@ impl Config {
             price_milli_eur_per_gpu_hour: factory.price_milli_eur_per_gpu_hour,
             city: factory.city.clone(),
             until: None,
+            keeps_leases: false,
         }
     }
 

@@ -69,7 +69,7 @@ pub fn end(end: &End) -> String {
     match end {
         End::Complete => "complete".into(),
         End::ExecutorError { exit_code } => format!("its command ended with {exit_code}"),
-        End::SystemError { reason } | End::NotPermitted { reason } => reason.to_string(),
+        End::SystemError { reason } | End::NotPermitted { reason } | End::Lost { reason } => reason.to_string(),
         End::Canceled => "canceled".into(),
     }
 }
@@ -127,6 +127,7 @@ fn capacity(registry: &Registry, pool: &PoolId, requirements: &Requirements) -> 
         Some(fit) => match fit {
             Fit::FitsNow => "fits now".into(),
             Fit::FitsLater { free } => format!("fits when others have ended; {free} GPUs are free"),
+            Fit::Silent => "fits when its gateway is heard again; a majority of the states hears nothing of it".into(),
             Fit::TooLarge { largest_gang } => format!("too large; it has {largest_gang} GPUs in all"),
             Fit::NoTaskSlots => "takes no tasks without GPUs".into(),
             Fit::WalltimeTooLong { max_s } => format!("jobs run for at most {max_s} s there"),

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use certs::{Caller, Digest, GatewayId};
 use federation::raft::Consensus;
 use federation::{
-    Command, Job, JobId, NoPlacement, Outcome, Placement, Pseudonym, Reason, Registry, Rejection, Rerank, Revision,
-    Submit, Timestamp,
+    Command, JobId, NoPlacement, Outcome, Placement, Pseudonym, Reason, Registry, Rejection, Rerank, Revision, Submit,
+    Timestamp,
 };
 use policy::ResearcherFacts;
 
@@ -528,9 +528,4 @@ fn rejected(reason: &Rejection) -> Problem {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().expect("invariant: nothing panics while it holds a set of keys")
-}
-
-/// The job's attempt that counts: the current one, or the last.
-pub fn decisive_attempt(job: &Job) -> Option<&federation::Attempt> {
-    job.attempt().or_else(|| job.attempts.last())
 }

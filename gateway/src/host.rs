@@ -218,7 +218,7 @@ impl Host {
             // It ran, and its factory has lost every trace of it: it must not run a second time.
             AttemptStatus::Unknown => {
                 self.driver.cancel(&job, attempt).await?;
-                self.finish(job, attempt, End::system_error(LOST)).await
+                self.finish(job, attempt, End::lost(LOST)).await
             }
             AttemptStatus::Starting => Ok(()),
             AttemptStatus::Running { started_ms } if record.state == JobState::Starting => {
@@ -249,7 +249,7 @@ impl Host {
         if end == End::Canceled && !record.cancel_requested {
             // Made impossible here, and killed before the registry heard why.
             return match record.state {
-                JobState::Running => self.finish(record.id, attempt, End::system_error(LOST)).await,
+                JobState::Running => self.finish(record.id, attempt, End::lost(LOST)).await,
                 _ => self.decline(record.id, attempt, "the factory gave it back before it ran").await,
             };
         }

@@ -16,7 +16,7 @@ use policy::Decision;
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{AttemptRecord, Driver, DriverError, LogChunk, LogStream};
-use crate::home::{decisive_attempt, now};
+use crate::home::now;
 use crate::peer::{Lane, PeerError, Peers};
 use crate::store::Store;
 use crate::verdicts::{Judge, Question};
@@ -159,7 +159,7 @@ impl Orders {
 
     /// What the host knows of the job's decisive attempt; `None` if it never got to a driver.
     pub async fn record(&self, job: &Job) -> Result<Option<AttemptRecord>, NoOrder> {
-        let Some(attempt) = decisive_attempt(job) else {
+        let Some(attempt) = job.decisive_attempt() else {
             return Ok(None);
         };
         let host = attempt.host();
@@ -172,7 +172,7 @@ impl Orders {
 
     /// The record of the job's decisive attempt, if it is here; nobody is asked.
     pub async fn record_here(&self, job: &Job) -> Option<AttemptRecord> {
-        let attempt = decisive_attempt(job)?;
+        let attempt = job.decisive_attempt()?;
         if attempt.host() == self.me { self.own_record(&job.id, attempt.number).await } else { None }
     }
 
@@ -190,7 +190,7 @@ impl Orders {
     /// A piece of a stream of the job's decisive attempt.
     pub async fn logs(&self, job: &Job, wanted: &LogRequest) -> Result<LogChunk, NoOrder> {
         let nothing_yet = LogChunk { bytes: vec![], next_offset: wanted.offset, end: job.state.is_final() };
-        let Some(attempt) = decisive_attempt(job) else {
+        let Some(attempt) = job.decisive_attempt() else {
             return Ok(nothing_yet);
         };
         let host = attempt.host();

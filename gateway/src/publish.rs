@@ -179,6 +179,7 @@ mod tests {
             price_milli_eur_per_gpu_hour: 0,
             city: "Orsay".into(),
             until: None,
+            keeps_leases: false,
         }
     }
 

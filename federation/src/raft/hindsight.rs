@@ -9,6 +9,7 @@
 use certs::{KeyId, MemberState};
 use thiserror::Error;
 
+use crate::attempt::Attempt;
 use crate::id::{JobId, PoolId};
 use crate::job::Job;
 use crate::limits;
@@ -31,6 +32,8 @@ pub enum Contradiction {
     Offer(PoolId),
     #[error("the snapshot has another job {0} than is known here")]
     Job(JobId),
+    #[error("the snapshot has forgotten who has not heard {0}")]
+    Silence(String),
     #[error("the snapshot has forgotten envelopes of {0}")]
     Serials(MemberState),
     #[error("the snapshot has forgotten what {home} used of {host}")]
@@ -50,6 +53,7 @@ pub fn check(mine: &Registry, theirs: &Registry) -> Result<(), Contradiction> {
     span.packs()?;
     span.offers()?;
     span.jobs()?;
+    span.silences()?;
     span.serials()?;
     span.usage()
 }
@@ -143,15 +147,28 @@ impl Span<'_> {
         let content = |job: &Job| (job.pseudonym, job.payload, job.shape.clone(), job.labels.clone());
         let reached =
             |job: &Job| (job.changed_at, job.state, job.cancel_requested, job.attempts.len(), job.end.clone());
+        let granted = |it: &Attempt| (it.number, it.pool, it.served_by.clone(), it.granted_at, it.leased);
         let attempts = theirs.attempts.iter().zip(&mine.attempts);
         submitted(mine) == submitted(theirs)
             && content(mine) == content(theirs)
             && attempts.clone().count() == mine.attempts.len()
-            && attempts
-                .into_iter()
-                .all(|(theirs, mine)| (theirs.pool, theirs.granted_at) == (mine.pool, mine.granted_at))
+            && attempts.into_iter().all(|(theirs, mine)| granted(theirs) == granted(mine))
             && theirs.changed_at >= mine.changed_at
             && (!(self.was_seen(theirs.changed_at) || mine.state.is_final()) || reached(mine) == reached(theirs))
+    }
+
+    /// Of a gateway that has not been heard since, what was attested stands.
+    fn silences(&self) -> Result<(), Contradiction> {
+        let forgotten = self.mine.silences().find(|(gateway, mine)| {
+            let heard_since = self.theirs.heard_at(gateway) != self.mine.heard_at(gateway);
+            let kept = self
+                .theirs
+                .silences
+                .get(gateway)
+                .is_some_and(|theirs| mine.quiet.is_subset(&theirs.quiet) && mine.gone.is_subset(&theirs.gone));
+            !heard_since && !kept
+        });
+        forgotten.map_or(Ok(()), |(gateway, _)| Err(Contradiction::Silence(gateway.to_string())))
     }
 
     /// Otherwise old envelopes would count once more.

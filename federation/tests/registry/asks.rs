@@ -1,9 +1,11 @@
 //! What states may ask in a random history, right or wrong.
 
-use federation::{CapacityReport, Command, End, Job, JobId, NodeCount, Reason, Registry, Rerank, Timestamp};
+use federation::{
+    Attest, CapacityReport, Command, End, Job, JobId, NodeCount, Reason, Registry, Rerank, Revision, Timestamp,
+};
 use proptest::{prelude::*, sample::Index};
 
-use crate::world::{HOST, STATES, offer, pack_of, pool, state, submit};
+use crate::world::{HOST, STATES, World, offer, pack_of, pool, state, submit};
 
 const POOLS: [&str; 3] = ["main", "b", "c"];
 
@@ -22,6 +24,11 @@ pub enum Ask {
         pool: Index,
         nodes: u32,
         gpus: u32,
+    },
+    Attest {
+        by: Index,
+        late: bool,
+        gone: bool,
     },
     Pack {
         of: Index,
@@ -76,6 +83,7 @@ pub fn asks() -> impl Strategy<Value = Ask> {
         2 => (one(), 0u32..5, 0u32..9).prop_map(|(pool, nodes, per_node)| Ask::Offer { pool, nodes, per_node }),
         1 => one().prop_map(|pool| Ask::Withdraw { pool }),
         3 => (one(), 0u32..5, 0u32..9).prop_map(|(pool, nodes, gpus)| Ask::Report { pool, nodes, gpus }),
+        4 => (one(), any::<bool>(), any::<bool>()).prop_map(|(by, late, gone)| Ask::Attest { by, late, gone }),
         1 => one().prop_map(|of| Ask::Pack { of }),
         16 => (one(), 0u32..20, 0u32..3, 4u8..7, 0usize..3, any::<bool>())
             .prop_map(|(by, gpus, nodes, priority, first, both)| Ask::Submit { by, gpus, nodes, priority, first, both }),
@@ -128,11 +136,17 @@ fn of_home(ask: &Ask, registry: &Registry, at: Timestamp, nth: u64) -> Option<(S
             let next = registry.pack(state(of)).map_or(1, |pack| pack.sequence + 1);
             (of.into(), Command::PublishPack(pack_of(of, next, registry)))
         }
+        Ask::Attest { by, late, gone } => {
+            let about = World::gateway(HOST);
+            let heard_at = if *late { Revision(1) } else { registry.heard_at(&about) };
+            (by.get(&STATES).to_string(), Command::Attest(Attest { about, heard_at, gone: *gone }))
+        }
         Ask::Submit { by, gpus, nodes, priority, first, both } => {
             let mut candidates = vec![pool(POOLS[*first])];
             candidates.extend(both.then(|| pool("b")).filter(|other| *other != candidates[0]));
             let mut it = submit(JobId::new(nth, [3; 10]), *gpus, candidates);
             (it.shape.nodes, it.priority, it.at) = (*nodes, *priority, at);
+            (it.restartable, it.exclusive) = (*gpus % 3 > 0, *gpus % 2 > 0);
             (by.get(&STATES).to_string(), Command::Submit(it))
         }
         Ask::Rerank { job, to } => {
@@ -175,8 +189,8 @@ fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Com
     let command = match ask {
         Ask::Finish { how, .. } => {
             let never = End::NotPermitted { reason: "not for hosts to say".into() };
-            let ends =
-                [End::Complete, End::ExecutorError { exit_code: 3 }, End::system_error("lost"), End::Canceled, never];
+            let failed = End::ExecutorError { exit_code: 3 };
+            let ends = [End::Complete, failed, End::system_error("broken"), End::lost("lost"), End::Canceled, never];
             Command::Finish { job, attempt, end: how.get(&ends).clone(), at }
         }
         Ask::Decline { .. } => Command::Decline { job, attempt, reason: "full".into(), at },

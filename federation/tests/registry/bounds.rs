@@ -90,6 +90,7 @@ fn largest_job() -> Job {
         number,
         pool,
         served_by: gateway.clone(),
+        leased: true,
         grant: Grant { gpus: limits::GPUS_PER_JOB_MAX, nodes: vec![] },
         granted_at: revision,
         started_at: Some(at),

@@ -14,5 +14,6 @@ mod reasons;
 mod scenarios;
 mod sentences;
 mod shares;
+mod silences;
 mod snapshots;
 mod world;

@@ -1,12 +1,13 @@
 //! Where a job should go, and why nowhere.
 
+use certs::GatewayName;
 use federation::{Command, Fit, NoPlacement, Offer, PoolId, Shape, Timestamp, Zone, place, placement::verdicts};
 use policy::{
     Action, ContextFacts, DataClass, Decision, FactoryFacts, JobFacts, Labels, Pack, PackSource, Permit, Purpose,
     Request, ResearcherFacts, decide,
 };
 
-use crate::world::{World, offer, pool, state, submit};
+use crate::world::{World, genesis_with_a_second_host, offer, pool, state, submit};
 
 /// A host's permit, from a pack that permits everything.
 fn permit(pool: &PoolId) -> Permit {
@@ -129,6 +130,22 @@ fn every_pool_has_a_verdict() {
     assert_eq!(of(&pool("busy")), Some(Fit::FitsLater { free: 0 }));
     assert_eq!(of(&pool("small")), Some(Fit::TooLittleMemory { memory_gib: 40 }));
     assert_eq!(of(&german()), Some(Fit::WalltimeTooLong { max_s: 600 }));
+}
+
+#[test]
+fn a_silent_host_comes_last_and_is_called_so() {
+    let said = "offer 8; report 1x8; submit a 4; quiet DE; quiet FR";
+    let registry = World::new().tell(said).registry;
+    assert_eq!(registry.fit(&pool("main"), &shape(4, 0)), Some(Fit::Silent));
+    // Another gateway's pool is full, and goes before.
+    let mut world = World::of(&genesis_with_a_second_host()).tell("offer 8; report 1x8; quiet DE; quiet FR");
+    let known = world.registry.offer(&pool("main")).unwrap().offer.clone();
+    let busy = Offer { pool: pool("busy"), served_by: GatewayName::parse("gw-2").unwrap(), ..known };
+    world.commit("FI", vec![Command::PublishOffer(busy)]);
+    world.commit("FI", vec![Command::Submit(submit(federation::JobId::new(1, [1; 10]), 8, vec![pool("busy")]))]);
+    let permits = ["main", "busy"].map(|name| (pool(name), permit(&pool(name))));
+    let placed = place(&world.registry, &shape(8, 0), &permits, &[]).unwrap();
+    assert_eq!((placed.candidates, placed.fit_now), (vec![pool("busy"), pool("main")], 0));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The sentences that tests tell a [`World`], and the facts that they expect of it.
 
 use federation::{
-    Action, CapacityReport, Command, End, JobId, JobState, NodeCount, PoolId, Reason, Rerank, Timestamp, due,
+    Action, Attest, CapacityReport, Command, End, JobId, JobState, NodeCount, PoolId, Reason, Rerank, Revision,
+    Timestamp, due,
 };
 
 use crate::world::{HOST, POOL, World, offer, pack_of, pool, state, submit};
@@ -44,6 +45,13 @@ impl World {
                 let sequence = self.registry.pack(state(it.0[1])).map_or(1, |pack| pack.sequence + 1);
                 (it.0[1], Command::PublishPack(pack_of(it.0[1], sequence, &self.registry)))
             }
+            // What a state has not heard of the host.
+            "quiet" | "gone" => {
+                let about = World::gateway(HOST);
+                let heard_at = it.after("since").map(|revision| Revision(revision.parse().unwrap()));
+                let heard_at = heard_at.unwrap_or(self.registry.heard_at(&about));
+                (it.0[1], Command::Attest(Attest { about, heard_at, gone: it.0[0] == "gone" }))
+            }
             "submit" => ("FR", self.about_a_new_job(&it)),
             "rerank" => {
                 let sequence = self.registry.pack(state(HOST)).map_or(0, |pack| pack.sequence);
@@ -70,6 +78,7 @@ impl World {
                 let (nodes, per_node) = times(it.0[1]).unwrap_or_else(|| (1, it.0[1].parse().unwrap()));
                 let mut offer = offer(pool, sequence, nodes, per_node);
                 offer.model.memory_gib = it.number("memory", 80);
+                offer.keeps_leases = !it.0.contains(&"leaseless");
                 Command::PublishOffer(offer)
             }
             "withdraw" => Command::WithdrawOffer { pool, sequence },
@@ -90,6 +99,8 @@ impl World {
         submit.shape.walltime_s = it.number("for", 3_600);
         submit.shape.memory_gib_min = it.number("memory", 0);
         submit.priority = it.number("priority", 5) as u8;
+        submit.restartable = !it.0.contains(&"once");
+        submit.exclusive = it.0.contains(&"exclusive");
         submit.decided_on =
             it.after("decided").map(|sequence| (state(HOST), sequence.parse().unwrap())).into_iter().collect();
         submit.at = self.now;
@@ -116,6 +127,7 @@ impl World {
             "finish" if state == JobState::Starting => (HOST, vec![run, end(End::Complete)]),
             "finish" | "complete" => (HOST, vec![end(End::Complete)]),
             "fail" => (HOST, vec![end(End::ExecutorError { exit_code: 1 })]),
+            "lose" => (HOST, vec![end(End::lost("node lost"))]),
             "break" => (HOST, vec![end(End::system_error("node lost"))]),
             "forbid" => (HOST, vec![end(End::NotPermitted { reason: "no".into() })]),
             "stopped" => (HOST, vec![end(End::Canceled)]),

@@ -136,6 +136,7 @@ pub fn offer(pool: PoolId, sequence: u64, nodes: u32, gpus_per_node: u32) -> Off
         price_milli_eur_per_gpu_hour: 1_000,
         city: "Kajaani".into(),
         until: None,
+        keeps_leases: true,
     }
 }
 

@@ -22,12 +22,18 @@ pub enum Bug {
     HostDoesNotDecide,
     /// Host takes a committed `Start` for a permission, also after it was restarted.
     HostDecidesOnlyOnce,
+    /// Host hands over what it has the order for, whatever happened while that came.
+    HostHandsOverUnlooked,
     /// Host declines what its driver has, when its pack has moved, and does not stop it first.
     HostDeclinesUnstopped,
     /// Host says how an attempt ended, and not that it ran.
     HostSkipsRun,
     /// Host thinks that a duty is done when nobody answered.
     HostForgetsUnanswered,
+    /// The driver lets what must not run twice go on without a lease.
+    DriverIgnoresLeases,
+    /// Host renews leases when it has made a report, whether or not that was committed.
+    HostRenewsUncommitted,
     /// The driver's table of attempts loses what was entered last when the machine stops.
     DriverDoesNotSync,
     /// A replica notes that it has applied an entry before it has, and is stopped in between.

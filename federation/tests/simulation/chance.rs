@@ -36,9 +36,4 @@ impl Chance {
     pub fn pick<T: Copy>(&self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
-
-    pub fn bytes(&self) -> [u8; 10] {
-        let (head, tail) = (self.next().to_be_bytes(), self.next().to_be_bytes());
-        std::array::from_fn(|place| if place < 8 { head[place] } else { tail[place - 8] })
-    }
 }

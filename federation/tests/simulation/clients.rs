@@ -70,7 +70,8 @@ impl World {
     fn any_submission(&self, nth: usize) -> Submission {
         let chance = &self.chance;
         let key = format!("key-{nth}");
-        let run_ms = if chance.one_in(4) { chance.between(1_000, 1_800) } else { chance.between(1, 900) };
+        let long = chance.one_in(self.size.long_once_in);
+        let run_ms = if long { chance.between(1_000, self.size.run_ms) } else { chance.between(1, 900) };
         let task = Task { key: key.clone(), run_ms, fails: chance.one_in(6) };
         let gpus: u32 = chance.pick(&[0, 1, 1, 2, 3, 4, 4, 6, 8]);
         let spread = gpus > 0 && gpus.is_multiple_of(2) && chance.one_in(3);
@@ -83,6 +84,7 @@ impl World {
             class: chance.pick(&[DataClass::Public, DataClass::Public, DataClass::Internal]),
             priority: chance.pick(&[4, 5, 5, 6]),
             exclusive: chance.one_in(2),
+            restartable: chance.one_in(2),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use federation::{CapacityReport, End, NodeCount, PoolId, Timestamp};
+use federation::{CapacityReport, End, JobState, NodeCount, PoolId, Timestamp};
 
 use crate::{
     bugs::Bug,
@@ -21,6 +21,8 @@ use crate::{
 const STARTS_MS: (u64, u64) = (1, 400);
 /// From being asked to stop until everything is gone.
 const STOPS_MS: (u64, u64) = (1, 300);
+/// Between two looks at a lease.
+const LEASE_LOOK_EVERY_MS: u64 = 50;
 /// How much of what was claimed last a disk loses that was never synced.
 const UNSYNCED_MS: u64 = 2_000;
 
@@ -38,6 +40,8 @@ struct Held {
     claimed_ms: u64,
     process: Option<u64>,
     status: Status,
+    /// On the machine's own clock; `None` for one that needs no lease.
+    lease_until_ms: Option<u64>,
 }
 
 struct Process {
@@ -63,6 +67,7 @@ pub struct Work {
     pub pool: PoolId,
     pub gpus: u32,
     pub exclusive: bool,
+    pub lease_until_ms: Option<u64>,
     /// How long it takes.
     pub run_ms: u64,
     pub end: End,
@@ -97,6 +102,11 @@ impl Factory {
         self.held.retain(|_, held| held.claimed_ms + UNSYNCED_MS < now_ms);
     }
 
+    pub fn renew(&mut self, attempt: AttemptId, until_ms: u64) {
+        let lease = self.held.get_mut(&attempt).and_then(|held| held.lease_until_ms.as_mut());
+        lease.into_iter().for_each(|lease| *lease = until_ms);
+    }
+
     fn used(&self) -> u32 {
         self.processes.values().map(|process| process.gpus).sum()
     }
@@ -105,11 +115,12 @@ impl Factory {
 impl Gateway {
     /// Takes an order: twice is once, and one that was cancelled before it came is not carried out.
     pub async fn hand_to_driver(&self, work: Work) -> Result<(), NoRoom> {
+        let wanted = self.wanted(work.attempt, JobState::Starting).is_some();
         self.world.clock.sleep(self.world.chance.between(1, 15)).await;
-        self.claim(work)
+        self.claim(work, wanted)
     }
 
-    fn claim(&self, work: Work) -> Result<(), NoRoom> {
+    fn claim(&self, work: Work, wanted: bool) -> Result<(), NoRoom> {
         let (attempt, now_ms) = (work.attempt, self.world.clock.now_ms());
         if self.factory.borrow().held.contains_key(&attempt) {
             return Ok(());
@@ -118,18 +129,22 @@ impl Gateway {
             return Err(NoRoom);
         }
         let process = self.world.number();
-        let held = Held { claimed_ms: now_ms, process: Some(process), status: Status::Starting };
+        let lease_until_ms = work.lease_until_ms;
+        let held = Held { claimed_ms: now_ms, process: Some(process), status: Status::Starting, lease_until_ms };
         let runs = Process { attempt, gpus: work.gpus, run: None, stopping: false };
         self.factory.borrow_mut().held.insert(attempt, held);
         self.factory.borrow_mut().processes.insert(process, runs);
-        self.note_hand_over(attempt, now_ms);
+        self.note_hand_over(attempt, wanted, now_ms);
+        if work.lease_until_ms.is_some() {
+            self.look_at_lease_later(attempt, process);
+        }
         let starts_ms = self.world.chance.between(STARTS_MS.0, STARTS_MS.1);
         let this = self.clone();
         self.world.clock.after(starts_ms, move || this.begin_process(process, work));
         Ok(())
     }
 
-    fn note_hand_over(&self, attempt: AttemptId, at_ms: u64) {
+    fn note_hand_over(&self, attempt: AttemptId, wanted: bool, at_ms: u64) {
         self.world.say(|| format!("{} claims {} {}", self.state(), attempt.0, attempt.1));
         let permitted_by_then =
             self.read(|registry| registry.job(&attempt.0).is_some_and(|job| permits(registry, job)));
@@ -140,11 +155,35 @@ impl Gateway {
         let mut history = self.world.history.borrow_mut();
         let order = history.orders.get(&attempt).copied();
         let (host, life) = (self.index, self.life.get());
-        history.note().handed_over.push(HandedOver { attempt, host, life, at_ms, order, permitted_by_then });
+        history.note().handed_over.push(HandedOver { attempt, host, life, at_ms, order, wanted, permitted_by_then });
+    }
+
+    /// As a supervisor does it, which outlives the gateway.
+    fn look_at_lease_later(&self, attempt: AttemptId, process: u64) {
+        let this = self.clone();
+        self.world.clock.after(LEASE_LOOK_EVERY_MS, move || {
+            if this.factory.borrow().processes.get(&process).is_none_or(|process| process.stopping) {
+                return;
+            }
+            if this.is_lease_over(attempt) {
+                this.stop_process(attempt, End::lost("its gateway could not renew its lease"));
+            } else {
+                this.look_at_lease_later(attempt, process);
+            }
+        });
+    }
+
+    fn is_lease_over(&self, attempt: AttemptId) -> bool {
+        let lease = self.factory.borrow().held.get(&attempt).and_then(|held| held.lease_until_ms);
+        !self.has(Bug::DriverIgnoresLeases) && lease.is_some_and(|until_ms| until_ms <= self.steady_ms())
     }
 
     fn begin_process(&self, number: u64, work: Work) {
         let (now_ms, started_ms) = (self.world.clock.now_ms(), self.now().0);
+        if self.is_lease_over(work.attempt) {
+            self.stop_process(work.attempt, End::lost("its gateway could not renew its lease"));
+            return;
+        }
         {
             let mut factory = self.factory.borrow_mut();
             let Some(process) = factory.processes.get_mut(&number).filter(|process| !process.stopping) else {
@@ -206,7 +245,7 @@ impl Gateway {
         match known {
             None => {
                 let status = Status::Done { end, started_ms: None };
-                let buried = Held { claimed_ms: now_ms, process: None, status };
+                let buried = Held { claimed_ms: now_ms, process: None, status, lease_until_ms: None };
                 self.factory.borrow_mut().held.insert(attempt, buried);
             }
             Some(held) => {

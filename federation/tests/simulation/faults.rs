@@ -32,10 +32,11 @@ impl World {
 
     fn one_fault(self: &Rc<World>) {
         let (gateway, chance) = (self.any_gateway(), &self.chance);
-        let (until_ms, state) = (self.clock.now_ms() + chance.between(100, 2_500), gateway.state());
+        let longest_ms = self.size.outage_ms + 1_000;
+        let (until_ms, state) = (self.clock.now_ms() + chance.between(100, longest_ms), gateway.state());
         match chance.below(16) {
-            0..3 => gateway.crash_for(chance.between(10, 1_500)),
-            3 => {
+            0 | 1 => gateway.crash_for(chance.between(self.size.outage_ms / 100, self.size.outage_ms)),
+            2 | 3 => {
                 self.say(|| format!("{state} is cut off until {until_ms}"));
                 gateway.cut_until_ms.set(until_ms);
             }

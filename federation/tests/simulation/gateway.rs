@@ -52,6 +52,11 @@ impl Gateway {
         Timestamp((EPOCH_MS + self.world.clock.now_ms()).saturating_add_signed(self.skew_ms.get()))
     }
 
+    /// Now, by the clock of this machine that nobody sets.
+    pub fn steady_ms(&self) -> u64 {
+        self.world.clock.now_ms() * self.pace / 1_000
+    }
+
     pub fn read<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
         read(&self.replica.borrow())
     }
@@ -82,6 +87,7 @@ impl Gateway {
         self.world.clock.spawn(self.owner(), self.clone().host());
         self.world.clock.spawn(self.owner(), self.clone().keep_ends());
         self.world.clock.spawn(self.owner(), self.clone().publish());
+        self.world.clock.spawn(self.owner(), self.clone().witness());
         self.catch_up_later(self.world.head_revision());
     }
 

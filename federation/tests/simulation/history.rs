@@ -52,6 +52,8 @@ pub struct HandedOver {
     pub life: u32,
     pub at_ms: u64,
     pub order: Option<Order>,
+    /// The host's replica had it as started, and nobody had asked for its end.
+    pub wanted: bool,
     /// What the host's pack, in its own replica, said by then: it is not asked once more after `Start`.
     pub permitted_by_then: bool,
 }

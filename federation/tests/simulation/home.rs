@@ -47,6 +47,7 @@ pub struct Submission {
     pub class: DataClass,
     pub priority: u8,
     pub exclusive: bool,
+    pub restartable: bool,
 }
 
 /// Why a submission is not accepted.
@@ -95,6 +96,13 @@ impl Gateway {
         answer
     }
 
+    /// What makes a job's id its own.
+    fn entropy(&self) -> [u8; 10] {
+        let chance = &self.world.chance;
+        let (head, tail) = (chance.next().to_be_bytes(), chance.next().to_be_bytes());
+        std::array::from_fn(|place| if place < 8 { head[place] } else { tail[place - 8] })
+    }
+
     async fn accept(&self, submission: &Submission) -> Result<JobId, Refusal> {
         let deadline_ms = self.world.clock.now_ms() + SUBMIT_TIMEOUT_MS;
         let known = self.known(&submission.key);
@@ -103,7 +111,7 @@ impl Gateway {
         }
         let placement = self.decide_and_place(submission).ok_or(Refusal::Nowhere)?;
         let is_new = known.is_none();
-        let job = known.unwrap_or_else(|| JobId::new(self.now().0, self.world.chance.bytes()));
+        let job = known.unwrap_or_else(|| JobId::new(self.now().0, self.entropy()));
         self.memory.borrow_mut().open.insert(job, self.world.clock.now_ms());
         self.remember(job, submission).await;
         let committed = self.commit_submission(self.command(job, submission, placement), submission, deadline_ms).await;
@@ -148,7 +156,7 @@ impl Gateway {
             labels: packs::labels(submission.class),
             payload: Digest::of(&submission.payload),
             priority: submission.priority,
-            restartable: true,
+            restartable: submission.restartable,
             exclusive: submission.exclusive,
             candidates: placement.candidates,
             decided_on: self.decided_on(),

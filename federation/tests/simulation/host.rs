@@ -17,6 +17,7 @@ use crate::{
     machine::Subject,
     orders::{NoOrder, Order},
     packs::{self, Question},
+    size::CLOCKS,
 };
 
 const LOOK_EVERY_MS: u64 = 10;
@@ -36,6 +37,7 @@ enum Undone {
     Rejected,
     NoOrder,
     NoRoom,
+    NoLease,
 }
 
 impl Gateway {
@@ -121,20 +123,16 @@ impl Gateway {
 
     /// A grant on our pool: fetch the order, decide again, commit `Start`, hand over.
     async fn dispatch(&self, job: JobId, attempt: u32) -> Result<(), Undone> {
-        let Some(record) = self.current(job, attempt) else {
+        let Some(record) = self.wanted((job, attempt), JobState::Granted) else {
             return Ok(());
         };
         let work = match self.permitted_work(&record, attempt).await? {
             Ok(work) => work,
             Err(reason) => return self.decline(job, attempt, reason).await,
         };
+        self.lease(&record)?;
         self.say_of(Command::Start { job, attempt, at: self.now() }).await?;
-        match self.current(job, attempt) {
-            Some(started) if started.state == JobState::Starting && !started.cancel_requested => {
-                self.hand_over(work).await
-            }
-            _ => Ok(()),
-        }
+        self.hand_over(job, attempt, work).await
     }
 
     /// The registry says that this attempt was started: see how far it is.
@@ -144,11 +142,13 @@ impl Gateway {
         };
         let status = self.factory.borrow().poll((job, attempt));
         match status {
+            // A stop is due instead.
+            Status::Unknown if record.cancel_requested => Ok(()),
             Status::Unknown if record.state == JobState::Starting => self.start_again(&record, attempt).await,
             // It ran, and its factory has lost every trace of it: it must not run a second time.
             Status::Unknown => {
                 self.cancel_at_driver((job, attempt)).await;
-                self.finish(job, attempt, End::system_error("lost")).await
+                self.finish(job, attempt, End::lost("lost")).await
             }
             Status::Starting => self.decline_unstopped(&record, attempt).await,
             Status::Running { started_ms } if record.state == JobState::Starting => {
@@ -162,7 +162,7 @@ impl Gateway {
     /// Killed between `Start` and the driver: the claim was never made. The pack may have moved meanwhile.
     async fn start_again(&self, record: &Job, attempt: u32) -> Result<(), Undone> {
         match self.permitted_work(record, attempt).await? {
-            Ok(work) => self.hand_over(work).await,
+            Ok(work) => self.hand_over(record.id, attempt, work).await,
             Err(reason) => self.decline(record.id, attempt, reason).await,
         }
     }
@@ -191,7 +191,7 @@ impl Gateway {
     async fn conclude(&self, record: &Job, attempt: u32, end: End, started_ms: Option<u64>) -> Result<(), Undone> {
         if end == End::Canceled && !record.cancel_requested {
             return match record.state {
-                JobState::Running => self.finish(record.id, attempt, End::system_error("lost")).await,
+                JobState::Running => self.finish(record.id, attempt, End::lost("lost")).await,
                 _ => self.decline(record.id, attempt, "the factory gave it back before it ran").await,
             };
         }
@@ -205,10 +205,44 @@ impl Gateway {
 
     async fn report(&self, pool: PoolId) -> Result<(), Undone> {
         let report = self.factory.borrow().capacity(pool, self.now());
-        self.say_of(Command::ReportCapacity(report)).await
+        let asked_ms = self.steady_ms();
+        if self.has(Bug::HostRenewsUncommitted) {
+            self.renew_leases(asked_ms + CLOCKS.lease_ms);
+        }
+        // A replica that is behind does not know whether an attempt is still the current one.
+        if self.say_and_see(Command::ReportCapacity(report)).await? {
+            self.renew_leases(asked_ms + CLOCKS.lease_ms);
+        }
+        Ok(())
     }
 
-    async fn hand_over(&self, work: Work) -> Result<(), Undone> {
+    /// What must not run twice may go on, if it is still the current attempt now that the report is here.
+    fn renew_leases(&self, until_ms: u64) {
+        let before_ms = self.memory.borrow().leased_until_ms;
+        self.memory.borrow_mut().leased_until_ms = before_ms.max(until_ms);
+        let leased: Vec<_> = self.read(|registry| {
+            let held = registry.held_by_gateway(&self.founder.id);
+            held.filter_map(|job| Some((job.id, job.holding().filter(|it| it.leased)?.number))).collect()
+        });
+        leased.into_iter().for_each(|attempt| self.factory.borrow_mut().renew(attempt, until_ms));
+    }
+
+    /// Until when the attempt may go on at first; `None` for one that needs no lease.
+    fn lease(&self, job: &Job) -> Result<Option<u64>, Undone> {
+        if !job.holding().is_some_and(|attempt| attempt.leased) {
+            return Ok(None);
+        }
+        let until_ms = self.memory.borrow().leased_until_ms;
+        if until_ms > self.steady_ms() { Ok(Some(until_ms)) } else { Err(Undone::NoLease) }
+    }
+
+    /// Only what still is to run: an order takes its time to come, and so does a commit.
+    async fn hand_over(&self, job: JobId, attempt: u32, work: Work) -> Result<(), Undone> {
+        let known = self.current(job, attempt).filter(|_| self.has(Bug::HostHandsOverUnlooked));
+        let Some(started) = known.or_else(|| self.wanted((job, attempt), JobState::Starting)) else {
+            return Ok(());
+        };
+        let work = Work { lease_until_ms: self.lease(&started)?, ..work };
         self.hand_to_driver(work).await.map_err(|_| Undone::NoRoom)
     }
 
@@ -226,11 +260,17 @@ impl Gateway {
 
     /// Commits and waits until this replica shows it, so that the same action is not due again.
     async fn say_of(&self, command: Command) -> Result<(), Undone> {
+        let _seen_later_if_late = self.say_and_see(command).await?;
+        Ok(())
+    }
+
+    /// The same; false if the replica does not show it yet.
+    async fn say_and_see(&self, command: Command) -> Result<bool, Undone> {
         let committed = self.commit(command, self.commit_deadline_ms()).await;
         let (revision, outcome) = committed.map_err(|_| Undone::NotCommitted)?;
         let deadline_ms = self.world.clock.now_ms() + SEEN_TIMEOUT_MS;
-        let _seen_later_if_late = self.wait_for(revision, deadline_ms).await;
-        if matches!(outcome, Outcome::Rejected(_)) { Err(Undone::Rejected) } else { Ok(()) }
+        let seen = self.wait_for(revision, deadline_ms).await.is_ok();
+        if matches!(outcome, Outcome::Rejected(_)) { Err(Undone::Rejected) } else { Ok(seen) }
     }
 
     fn current(&self, job: JobId, attempt: u32) -> Option<Job> {
@@ -239,6 +279,11 @@ impl Gateway {
             let current = record.holding().is_some_and(|it| it.number == attempt);
             current.then(|| record.clone())
         })
+    }
+
+    /// The job, if this is still its attempt, is as far as that, and nobody has asked for its end.
+    pub fn wanted(&self, (job, attempt): history::AttemptId, state: JobState) -> Option<Job> {
+        self.current(job, attempt).filter(|it| it.state == state && !it.cancel_requested)
     }
 
     /// The work of an attempt, if home and this state's live pack let it run here; else why not.
@@ -324,7 +369,8 @@ fn work(job: &Job, attempt: u32, order: &Order) -> Work {
     let task = Task::from_payload(&order.payload);
     let pool = order.mandate.pool;
     let (gpus, exclusive) = (job.shape.gpus, job.exclusive);
-    Work { attempt: (job.id, attempt), pool, gpus, exclusive, run_ms: task.run_ms, end: task.end() }
+    let attempt = (job.id, attempt);
+    Work { attempt, pool, gpus, exclusive, lease_until_ms: None, run_ms: task.run_ms, end: task.end() }
 }
 
 fn subject(action: &Action) -> Subject {

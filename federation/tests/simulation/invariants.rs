@@ -27,6 +27,7 @@ pub enum Invariant {
     ExclusiveRunsAlone,
     NothingRunsAfterItsEnd,
     PacksPermitStarts,
+    StartsAreWanted,
     PacksPermitLeaving,
     UsageIsWhatRan,
     ReplicasAgree,
@@ -177,7 +178,11 @@ pub fn exclusive_runs_alone(history: &History) -> Checked {
 /// An attempt is over in the registry only when nothing of it is left.
 pub fn nothing_runs_after_its_end(history: &History, head: &Registry) -> Checked {
     for run in history.runs.iter().filter(|run| run.gone_ms.is_none()) {
-        let ended = attempt_of(head, run).is_some_and(|attempt| attempt.ended_at.is_some());
+        let attempt = attempt_of(head, run);
+        let ended = attempt.is_some_and(|attempt| attempt.ended_at.is_some());
+        // A silent host knows nothing of it; what must not run twice has stopped by itself.
+        let unknowing = !run.exclusive && attempt.is_some_and(is_superseded);
+        let ended = ended && !unknowing;
         hold(Invariant::NothingRunsAfterItsEnd, !ended, || {
             format!("attempt {} of {} has ended in the registry and runs", run.attempt.1, run.attempt.0)
         })?;
@@ -194,6 +199,16 @@ pub fn packs_permit_starts(history: &History) -> Checked {
         });
         hold(Invariant::PacksPermitStarts, permitted, || {
             format!("attempt {} of {} is started without the host's permit: {it:?}", it.attempt.1, it.attempt.0)
+        })?;
+    }
+    Ok(())
+}
+
+/// What is handed over is still to run, as far as its host knows.
+pub fn starts_are_wanted(history: &History) -> Checked {
+    for it in &history.handed_over {
+        hold(Invariant::StartsAreWanted, it.wanted, || {
+            format!("attempt {} of {} is handed over and is not to run any more: {it:?}", it.attempt.1, it.attempt.0)
         })?;
     }
     Ok(())
@@ -239,6 +254,10 @@ fn charged_rightly(history: &History, job: &Job, attempt: &Attempt) -> Checked {
     hold(attempt.gpu_seconds == charged_s * gpus, "it is not charged for its time")?;
     for run in history.runs_of((job.id, attempt.number)) {
         hold(attempt.declined.is_none(), "it ran, and is said not to have run")?;
+        if matches!(attempt.end, Some(federation::End::Lost { .. })) {
+            // Its host may have been silent before it said so, and while it ran.
+            continue;
+        }
         hold(since.is_some(), "it ran, and nobody said so")?;
         let ran_s = run.gone_ms.map_or(0, |gone_ms| (gone_ms - run.began_ms) / 1_000);
         hold(run.clock_set_back || charged_s >= ran_s, "it ran longer than it is charged for")?;
@@ -249,6 +268,11 @@ fn charged_rightly(history: &History, job: &Job, attempt: &Attempt) -> Checked {
 fn ended_by_itself(attempt: &Attempt) -> bool {
     use federation::End;
     matches!(attempt.end, Some(End::Complete | End::ExecutorError { .. }))
+}
+
+/// Its end was not said by its host, which was silent.
+pub fn is_superseded(attempt: &Attempt) -> bool {
+    attempt.end == Some(federation::End::lost("its host fell silent"))
 }
 
 fn attempt_of<'a>(head: &'a Registry, run: &Run) -> Option<&'a Attempt> {
@@ -262,8 +286,11 @@ pub fn replicas_agree(of: MemberState, head: &[u8], replica: &Registry) -> Check
     })
 }
 
-/// Nothing goes wrong any more, and the time is over: every job has ended, and every client has its answer.
-pub fn jobs_ended(head: &Registry, clients: usize) -> Checked {
+/// Nothing goes wrong any more, and the time is over: every job has ended, also what was given up
+/// while its host was silent, and every client has its answer.
+pub fn jobs_ended(head: &Registry, history: &History, clients: usize) -> Checked {
+    let running = history.runs.iter().filter(|run| run.gone_ms.is_none()).count();
+    hold(Invariant::JobsEnd, running == 0, || format!("{running} processes still run"))?;
     let open: Vec<String> = head
         .jobs()
         .filter(|job| !job.state.is_final())

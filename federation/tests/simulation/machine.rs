@@ -24,6 +24,8 @@ pub struct Machine {
     pub life: Cell<u32>,
     /// The wall clock less the simulated time.
     pub skew_ms: Cell<i64>,
+    /// How fast the clock that nobody sets goes, in thousandths.
+    pub pace: u64,
     /// Nothing comes in or goes out until then.
     pub cut_until_ms: Cell<u64>,
     /// The replica takes nothing in until then.
@@ -95,6 +97,8 @@ pub struct Memory {
     pub in_flight: u32,
     pub serial_next: u64,
     pub claims: BTreeSet<Subject>,
+    /// Until when what must not run twice may go on, for the newest report.
+    pub leased_until_ms: u64,
     pub unanswered: BTreeMap<AttemptId, u64>,
     /// Tasks whose end is still to come, and since when they are proposed.
     pub open: BTreeMap<JobId, u64>,
@@ -138,13 +142,14 @@ pub enum NotCommitted {
 }
 
 impl Machine {
-    pub fn new(founder: &'static Founder, registry: &Registry, skew_ms: i64) -> Machine {
+    pub fn new(founder: &'static Founder, registry: &Registry, skew_ms: i64, pace: u64) -> Machine {
         let disk = Disk { snapshot: Some(Rc::new(registry.clone())), serials_reserved: 2, ..Disk::default() };
         Machine {
             founder,
             up: Cell::new(true),
             life: Cell::new(1),
             skew_ms: Cell::new(skew_ms),
+            pace,
             cut_until_ms: Cell::new(0),
             stalled_until_ms: Cell::new(0),
             configured: Cell::new(Configured { rule: Rule::Everything, offered: true }),

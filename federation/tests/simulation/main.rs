@@ -21,8 +21,8 @@
 //! **Modelled, after the gateway's code**: the proposer (gathering, deadlines, the same bytes again, blocks of
 //! serials), home (keys, store before commit, deciding again when a pack moved, forgetting what was surely refused,
 //! ranking again, ends), orders (catching up, home's own decision, patience), host (dispatch, poll, stop, conclude,
-//! reconcile, one duty per attempt), publishing, and a driver with its durable table and with processes that outlive
-//! the gateway. Times of the gateway that are longer than a second are a fifth of it or less, so that runs meet them.
+//! reconcile, one duty per attempt), publishing, a driver with its durable table and with processes that outlive the
+//! gateway, leases, and the witness (clocks that differ by a tenth; who answers directly). Times of the gateway that are longer than a second are a fifth of it or less, so that runs meet them.
 //!
 //! **What goes wrong**: proposals, answers, orders and requests are lost, late, doubled and overtaken; gateways are
 //! killed wherever they wait, lose what was not synced, and come back on an older snapshot; they are cut off;
@@ -33,8 +33,7 @@
 //! promises; disks that fail or fill; signatures, beyond a few runs that sign and verify everything and must be the
 //! same; hostile members and wrong orders; trust bundles and certificates; several gateways of one state; repeated
 //! bodies without a key, limits of open tasks, and keys that expire; places per home for orders; logs, results and
-//! records; a registry so full that it forgets ended jobs; the `restartable` and lost-host rules, which the registry
-//! does not have yet.
+//! records; a registry so full that it forgets ended jobs.
 //!
 //! Invariant: a run is a function of its seed and its size; nothing in it asks a clock, a thread or a hash map's
 //! order.
@@ -62,9 +61,10 @@ mod seeds;
 mod sights;
 mod size;
 mod trace;
+mod witness;
 mod world;
 
-use size::{MIDDLE, SMALL, Size, UNION};
+use size::{MIDDLE, OUTAGES, SMALL, Size, UNION};
 use world::{Setting, run};
 
 #[test]
@@ -87,6 +87,12 @@ fn every_seed_keeps_the_invariants() {
 fn larger_federations_keep_them_too() {
     seeds::check(0..40, &MIDDLE);
     seeds::check(0..2, &UNION);
+}
+
+#[test]
+fn hosts_that_are_silent_for_long_lose_what_may_be_run_again() {
+    let sights = seeds::check(0..seeds::SEEDS / 25, &OUTAGES);
+    assert!(sights.number(sights::SUPERSEDED) > 0, "no host was silent for long enough: {sights}");
 }
 
 #[test]

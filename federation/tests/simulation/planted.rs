@@ -4,14 +4,19 @@
 use crate::{
     bugs::Bug,
     invariants::Invariant,
-    size::SMALL,
+    size::{OUTAGES, SMALL, Size},
     world::{Setting, run},
 };
 
 /// The first seed at which the invariant finds the bug.
 #[track_caller]
 fn check(bug: Bug, invariant: Invariant, within: u64) {
-    let setting = Setting { bug: Some(bug), watched: Some(invariant), ..Setting::of(&SMALL) };
+    check_in(&SMALL, bug, invariant, within);
+}
+
+#[track_caller]
+fn check_in(size: &'static Size, bug: Bug, invariant: Invariant, within: u64) {
+    let setting = Setting { bug: Some(bug), watched: Some(invariant), ..Setting::of(size) };
     let found = (0..within).find_map(|seed| run(seed, setting).violation.map(|violation| (seed, violation)));
     let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} is not found within {within} seeds"));
     println!("{bug:?} at seed {seed}: {violation}");
@@ -58,6 +63,11 @@ fn a_host_that_decides_only_once_is_found() {
 }
 
 #[test]
+fn a_start_that_nobody_wants_any_more_is_found() {
+    check(Bug::HostHandsOverUnlooked, Invariant::StartsAreWanted, 1_000);
+}
+
+#[test]
 fn an_exclusive_job_that_runs_twice_is_found() {
     check(Bug::HostDeclinesUnstopped, Invariant::ExclusiveRunsAlone, 1_000);
 }
@@ -85,4 +95,14 @@ fn a_replica_that_skips_an_entry_is_found() {
 #[test]
 fn a_duty_that_is_given_up_is_found() {
     check(Bug::HostForgetsUnanswered, Invariant::JobsEnd, 1_000);
+}
+
+#[test]
+fn a_driver_that_keeps_no_leases_is_found() {
+    check_in(&OUTAGES, Bug::DriverIgnoresLeases, Invariant::ExclusiveRunsAlone, 1_000);
+}
+
+#[test]
+fn a_lease_that_nobody_has_committed_is_found() {
+    check_in(&OUTAGES, Bug::HostRenewsUncommitted, Invariant::ExclusiveRunsAlone, 1_000);
 }

@@ -195,6 +195,7 @@ fn names(commands: &[Command]) -> String {
         Command::Finish { job, attempt, end, .. } => format!("finish {job} {attempt} {end:?}"),
         Command::Decline { job, attempt, reason, .. } => format!("decline {job} {attempt}: {reason}"),
         Command::PublishBundle(_) => "bundle".into(),
+        Command::Attest(it) => format!("attest of {} since {}, gone {}", it.about, it.heard_at, it.gone),
     };
     commands.iter().map(name).collect::<Vec<_>>().join(", ")
 }

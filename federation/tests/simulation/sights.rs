@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use federation::{End, Job, Outcome, Registry, Rejection};
 
-use crate::{history::History, host::OUT_OF_PATIENCE, log::Log};
+use crate::{history::History, host::OUT_OF_PATIENCE, invariants::is_superseded, log::Log};
 
 /// Attempts that were started although the host's pack said no in the log, which the host's replica did not know yet.
 const OUTRUN: &str = "outrun";
@@ -12,6 +12,11 @@ const OUTRUN: &str = "outrun";
 const OVERTAKEN: &str = "overtaken";
 /// Repeated submissions that were refused after they had been acknowledged.
 const CONTRADICTED: &str = "contradicted";
+
+/// Attempts that came to nothing through no fault of the job.
+const LOST: &str = "lost";
+/// Attempts that were given up because their host was silent; only where outages are long.
+pub const SUPERSEDED: &str = "superseded";
 
 /// Numbers of things by their names.
 #[derive(Clone, Default)]
@@ -42,6 +47,8 @@ impl Sights {
             .with("complete", ended(|end| *end == End::Complete))
             .with("not permitted", ended(|end| matches!(end, End::NotPermitted { .. })))
             .with("failed", ended(|end| matches!(end, End::SystemError { .. })))
+            .with(LOST, jobs(head, |job| job.attempts.iter().any(|it| matches!(it.end, Some(End::Lost { .. })))))
+            .with(SUPERSEDED, jobs(head, |job| job.attempts.iter().any(is_superseded)))
             .with("orders", history.left.len() as u64)
             .with("runs", history.runs.len() as u64)
             .with("exclusive runs", exclusive)
@@ -59,11 +66,17 @@ impl Sights {
         other.0.iter().fold(self, |sum, (what, number)| sum.with(what, *number))
     }
 
+    pub fn number(&self, what: &'static str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
     /// What was never to be seen, and should have been.
     pub fn missing(&self) -> Vec<&'static str> {
         self.0
             .iter()
-            .filter(|(what, number)| **number == 0 && ![OUTRUN, OVERTAKEN, CONTRADICTED].contains(what))
+            .filter(|(what, number)| {
+                **number == 0 && ![OUTRUN, OVERTAKEN, CONTRADICTED, SUPERSEDED, LOST].contains(what)
+            })
             .map(|(what, _)| *what)
             .collect()
     }

@@ -8,8 +8,8 @@ use certs::{
     TrustBundle, gateway_key_proof,
 };
 use federation::{
-    Batch, Command, DeviceModel, GatewayRecord, Genesis, GenesisMember, Offer, Outcome, PoolId, PublishPack, Registry,
-    Revision, Verdict,
+    Batch, Clocks, Command, DeviceModel, GatewayRecord, Genesis, GenesisMember, Offer, Outcome, PoolId, PublishPack,
+    Registry, Revision, Verdict,
 };
 
 use crate::packs::Rule;
@@ -33,14 +33,62 @@ pub struct Size {
     pub late_ms: u64,
     /// How rare these are.
     pub late_once_in: u64,
+    /// The longest that a gateway is down or cut off.
+    pub outage_ms: u64,
+    /// The longest that a task runs.
+    pub run_ms: u64,
+    /// How rare the tasks are that run for longer than a second.
+    pub long_once_in: u64,
 }
 
-pub static SMALL: Size =
-    Size { states: 3, jobs: 4, faults_ms: 1_600, fault_every_ms: 150, late_ms: 1_500, late_once_in: 40 };
-pub static MIDDLE: Size =
-    Size { states: 5, jobs: 16, faults_ms: 6_000, fault_every_ms: 250, late_ms: 4_000, late_once_in: 8 };
-pub static UNION: Size =
-    Size { states: 27, jobs: 40, faults_ms: 4_000, fault_every_ms: 60, late_ms: 4_000, late_once_in: 8 };
+/// Reports come every second. A host has 2 s to stop what must not run twice.
+pub const CLOCKS: Clocks = Clocks { quiet_ms: 2_000, lease_ms: 2_500, gone_ms: 5_000 };
+
+pub static SMALL: Size = Size {
+    states: 3,
+    jobs: 4,
+    faults_ms: 1_600,
+    fault_every_ms: 150,
+    late_ms: 1_500,
+    late_once_in: 40,
+    outage_ms: 1_500,
+    run_ms: 1_800,
+    long_once_in: 4,
+};
+pub static MIDDLE: Size = Size {
+    states: 5,
+    jobs: 16,
+    faults_ms: 6_000,
+    fault_every_ms: 250,
+    late_ms: 4_000,
+    late_once_in: 8,
+    outage_ms: 1_500,
+    run_ms: 1_800,
+    long_once_in: 4,
+};
+pub static UNION: Size = Size {
+    states: 27,
+    jobs: 40,
+    faults_ms: 4_000,
+    fault_every_ms: 60,
+    late_ms: 4_000,
+    late_once_in: 8,
+    outage_ms: 1_500,
+    run_ms: 1_800,
+    long_once_in: 4,
+};
+/// Few faults, but long ones: hosts are silent until what may be run again is run elsewhere, and come back.
+pub static OUTAGES: Size = Size {
+    states: 3,
+    jobs: 5,
+    faults_ms: 18_000,
+    fault_every_ms: 1_800,
+    late_ms: 1_500,
+    late_once_in: 200,
+    outage_ms: 20_000,
+    run_ms: 12_000,
+    long_once_in: 1,
+};
 
 /// A federation that has just published its packs and offers.
 pub struct Founded {
@@ -102,6 +150,7 @@ pub fn offer(pool: PoolId, sequence: u64) -> Offer {
         price_milli_eur_per_gpu_hour: 1_000,
         city: "Kajaani".into(),
         until: None,
+        keeps_leases: true,
     }
 }
 

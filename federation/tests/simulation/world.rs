@@ -28,6 +28,8 @@ const RECOVERY_MS: u64 = 30_000;
 /// Far above what a run takes; beyond it something spins.
 const STEPS_MAX: u64 = 2_000_000;
 const FIRST_SKEW_MAX_MS: u64 = 5_000;
+/// Clocks that nobody sets go up to a twentieth too fast or too slow.
+const PACES: (u64, u64) = (950, 1_050);
 /// First byte of an envelope, and the length of its signature.
 const ENVELOPE_FORMAT: u8 = 1;
 const SIGNATURE_BYTES: usize = 64;
@@ -84,7 +86,8 @@ impl World {
     fn new(seed: u64, setting: Setting) -> Rc<World> {
         let (founded, chance) = (setting.size.founded(), Chance::seeded(seed));
         let skew_ms = || chance.below(2 * FIRST_SKEW_MAX_MS) as i64 - FIRST_SKEW_MAX_MS as i64;
-        let machine = |founder| Machine::new(founder, &founded.registry, skew_ms());
+        let pace = || chance.between(PACES.0, PACES.1);
+        let machine = |founder| Machine::new(founder, &founded.registry, skew_ms(), pace());
         let machines = founded.members.iter().map(machine).collect();
         let verdict = if setting.signed { Verdict::Unknown } else { Verdict::Verified };
         Rc::new(World {
@@ -212,6 +215,7 @@ impl World {
         self.found(invariants::exclusive_runs_alone(&history));
         self.found(invariants::nothing_runs_after_its_end(&history, head));
         self.found(invariants::packs_permit_starts(&history));
+        self.found(invariants::starts_are_wanted(&history));
         self.found(invariants::packs_permit_leaving(&history));
         self.found(invariants::usage_is_what_ran(&history, head));
         *seen = now;
@@ -219,7 +223,8 @@ impl World {
 
     fn is_over(&self) -> bool {
         let all_ended = || self.log.borrow().head().jobs().all(|job| job.state.is_final());
-        self.calm.get() && self.clients.get() == 0 && all_ended()
+        let all_gone = || self.history.borrow().runs.iter().all(|run| run.gone_ms.is_some());
+        self.calm.get() && self.clients.get() == 0 && all_ended() && all_gone()
     }
 
     /// Carries out one step after the other until all is done, something is found, or the time is over.
@@ -228,7 +233,8 @@ impl World {
         while self.violation.borrow().is_none() && !self.is_over() {
             let in_time = self.clock.now_ms() <= self.size.faults_ms + RECOVERY_MS && steps < STEPS_MAX;
             if !in_time || !self.clock.step() {
-                self.found(invariants::jobs_ended(self.log.borrow().head(), self.clients.get()));
+                let (log, history) = (self.log.borrow(), self.history.borrow());
+                self.found(invariants::jobs_ended(log.head(), &history, self.clients.get()));
                 break;
             }
             self.trace.mix(self.clock.now_ms());

@@ -86,6 +86,7 @@ fn pool(registry: &Registry, state: &OfferState, now: Timestamp) -> Value {
         "jobs_queued": registry.demand(&offer.pool).1,
         "price_milli_eur_per_gpu_hour": offer.price_milli_eur_per_gpu_hour,
         "withdrawn": state.withdrawn,
+        "quiet": state.quiet,
         "certifications": offer.certifications,
         "carbon_g_per_kwh": offer.carbon_g_per_kwh,
         "age_ms": report.map(|it| now.0.saturating_sub(it.at.0)),
@@ -97,6 +98,9 @@ fn pool(registry: &Registry, state: &OfferState, now: Timestamp) -> Value {
 /// What the host says is wrong with the pool, or that nothing is heard of it: this gateway may be the one that is cut off.
 /// Of a pool that is withdrawn nothing is reported any more.
 fn problem(state: &OfferState, now: Timestamp) -> Option<String> {
+    if state.quiet {
+        return Some("most states have not heard of its gateway for a while: it gets no new work".into());
+    }
     let report = state.report.as_ref()?;
     let silent_ms = now.0.saturating_sub(report.at.0);
     if silent_ms > SILENT_MS && !state.withdrawn {

@@ -40,7 +40,10 @@ pub(super) enum Fault {
 
 impl Fault {
     pub fn end(self) -> End {
-        End::system_error(&self.to_string())
+        match self {
+            Fault::Machine | Fault::Killed | Fault::NotStarted => End::lost(&self.to_string()),
+            _ => End::system_error(&self.to_string()),
+        }
     }
 
     /// The fault with what only the task's researcher reads.

@@ -14,9 +14,10 @@ pub fn logs(job: &Job, record: Option<AttemptRecord>, warnings: &[String]) -> Ve
     let attempt = job.attempts.iter().rfind(|attempt| attempt.declined.is_none());
     let mut system_logs = warnings.to_vec();
     system_logs.extend(job.attempts.iter().filter_map(declined));
+    system_logs.extend(job.attempts.iter().filter(|attempt| attempt.end != job.end).filter_map(lost));
     let record = record.unwrap_or_default();
     system_logs.extend(record.system_logs);
-    if let Some(End::SystemError { reason } | End::NotPermitted { reason }) = &job.end
+    if let Some(End::SystemError { reason } | End::NotPermitted { reason } | End::Lost { reason }) = &job.end
         && !system_logs.iter().any(|line| line == reason.as_str())
     {
         system_logs.push(reason.to_string());
@@ -51,6 +52,14 @@ pub fn given_up(notes: &[String]) -> Vec<TaskLog> {
 fn declined(attempt: &Attempt) -> Option<String> {
     let reason = attempt.declined.as_ref()?;
     Some(format!("attempt {} on {} was declined: {reason}", attempt.number, attempt.pool))
+}
+
+/// One that another attempt followed, or is to follow: its logs are not shown.
+fn lost(attempt: &Attempt) -> Option<String> {
+    let Some(End::Lost { reason }) = &attempt.end else {
+        return None;
+    };
+    Some(format!("attempt {} on {} was lost: {reason}", attempt.number, attempt.pool))
 }
 
 fn executor(it: ExecutorRecord) -> ExecutorLog {

@@ -54,7 +54,7 @@ async fn devices_stay_taken_over_a_restart() {
 }
 
 #[tokio::test]
-async fn a_killed_supervisor_is_a_system_error_and_not_a_second_run() {
+async fn a_killed_supervisor_is_a_loss_and_not_a_second_run() {
     for isolation in isolations() {
         for driver_sees_it in [true, false] {
             let mut bench = Bench::new(isolation);
@@ -70,10 +70,10 @@ async fn a_killed_supervisor_is_a_system_error_and_not_a_second_run() {
                 bench.restart();
             }
             let (end, record) = bench.done(job).await;
-            assert!(matches!(end, End::SystemError { .. }), "{record:?}");
+            assert!(matches!(end, End::Lost { .. }), "{record:?}");
             assert_eq!(processes_with(&seconds), 0, "{isolation:?}");
             bench.restart();
-            assert!(matches!(bench.done(job).await.0, End::SystemError { .. }));
+            assert!(matches!(bench.done(job).await.0, End::Lost { .. }));
             assert_eq!(bench.stdout(job).await, "up\n", "it ran once");
         }
     }
@@ -135,7 +135,7 @@ async fn a_supervisor_that_cannot_start_ends_the_attempt() {
     bench.settings.supervisor = vec!["/bin/false".into()];
     bench.restart();
     let (end, record) = bench.run(sh("echo ran")).await;
-    assert!(matches!(end, End::SystemError { .. }));
+    assert!(matches!(end, End::Lost { .. }));
     assert!(record.system_logs[0].contains("did not start"), "{record:?}");
 }
 

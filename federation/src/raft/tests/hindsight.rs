@@ -16,6 +16,7 @@ use crate::raft::hindsight::{Contradiction, check};
 use crate::reason::Reason;
 use crate::registry::Registry;
 use crate::shape::Shape;
+use crate::silence::Silence;
 use crate::time::{Revision, Timestamp};
 use crate::{attempt::End, usage::Flow};
 
@@ -117,7 +118,7 @@ impl Life {
     }
 }
 
-fn offer(pool: PoolId, sequence: u64, nodes: u32) -> Offer {
+pub fn offer(pool: PoolId, sequence: u64, nodes: u32) -> Offer {
     let model = DeviceModel {
         name: "H100".into(),
         vendor: "NVIDIA".into(),
@@ -139,10 +140,11 @@ fn offer(pool: PoolId, sequence: u64, nodes: u32) -> Offer {
         price_milli_eur_per_gpu_hour: 2_000,
         city: "Kajaani".into(),
         until: None,
+        keeps_leases: true,
     }
 }
 
-fn submit(job: JobId, gpus: u32, candidates: Vec<PoolId>, decided_on: Vec<(MemberState, u64)>) -> Submit {
+pub fn submit(job: JobId, gpus: u32, candidates: Vec<PoolId>, decided_on: Vec<(MemberState, u64)>) -> Submit {
     let labels = Labels { data_class: DataClass::Public, purpose: Purpose::Research, dual_use: false, project: None };
     let shape = Shape {
         gpus,
@@ -188,6 +190,26 @@ fn what_became_of_a_registry_contradicts_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn what_was_attested_is_not_forgotten() {
+    let mut life = Life::new(1);
+    (0..200).for_each(|_| life.step());
+    let (mut mine, about) = (life.registry.clone(), gateway("FI"));
+    let silence = Silence { quiet: [state("FR")].into(), gone: [].into() };
+    mine.silences.insert(about.clone(), silence);
+    let mut theirs = mine.clone();
+    theirs.silences.get_mut(&about).unwrap().quiet.insert(state("DE"));
+    assert_eq!(check(&mine, &theirs), Ok(()), "another state has attested it since");
+    theirs.silences.clear();
+    assert_eq!(check(&mine, &theirs), Err(Contradiction::Silence(about.to_string())));
+    // Unless it was heard since.
+    theirs.revision = Revision(theirs.revision.0 + 1);
+    let reported =
+        theirs.offers.values_mut().find(|it| it.offer.served_by == about.name && it.offer.pool.state() == about.state);
+    reported.unwrap().reported_at = theirs.revision;
+    assert_eq!(check(&mine, &theirs), Ok(()));
 }
 
 /// Threat 3: each of these would do somebody a favour.
@@ -240,6 +262,7 @@ fn what_was_seen_is_not_unseen() {
         with(|it| (it.state, it.changed_at) = (JobState::Queued, Revision(215))),
         with(|it| it.end = Some(End::Canceled)),
         with(|it| it.attempts.clear()),
+        with(|it| it.attempts.iter_mut().for_each(|attempt| attempt.leased = !attempt.leased)),
         with(|it| it.submitted_at = Revision(u64::MAX)),
         with(|it| it.candidates = vec![PoolId::parse("FI/site/pool-0").unwrap(); 1_000]),
     ] {

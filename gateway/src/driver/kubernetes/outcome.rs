@@ -307,6 +307,7 @@ mod tests {
             End::Canceled => "canceled".into(),
             End::SystemError { reason } => reason.to_string(),
             End::NotPermitted { reason } => format!("not permitted: {reason}"),
+            End::Lost { reason } => format!("lost: {reason}"),
         }
     }
 

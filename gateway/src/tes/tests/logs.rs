@@ -52,6 +52,7 @@ fn attempt(number: u32, declined: Option<&str>) -> Attempt {
         number,
         pool: PoolId::parse("FR/jean-zay/h100-80").expect("a pool"),
         served_by: GatewayName::parse("fr-1").expect("a name"),
+        leased: false,
         grant: Grant { gpus: 8, nodes: vec![] },
         granted_at: Revision(1),
         started_at: Some(AT),
@@ -119,4 +120,15 @@ fn a_record_is_shown_in_the_words_of_the_specification() {
         "system_logs": ["walltime of 1 s is over"],
     }]);
     check(&job, Some(record), &[], expected);
+}
+
+#[test]
+fn a_client_reads_which_attempts_were_lost() {
+    let lost = || Attempt { end: Some(End::lost("its host fell silent")), ..attempt(1, None) };
+    let lines = |job: Job| logs(&job, None, &[])[0].system_logs.clone();
+    let line = "attempt 1 on FR/jean-zay/h100-80 was lost: its host fell silent";
+    assert_eq!(lines(job(JobState::Queued, vec![lost()], None)), [line]);
+    assert_eq!(lines(job(JobState::Running, vec![lost(), attempt(2, None)], None)), [line]);
+    // One that ended its job needs no other line.
+    assert_eq!(lines(job(JobState::Failed, vec![lost()], lost().end)), ["its host fell silent"]);
 }
