@@ -1,19 +1,24 @@
 //! Snapshots: built here, arriving from others, and both at once.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use openraft::EmptyNode;
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use tokio::time::Instant;
 
-use super::founding::{gateway, genesis};
+use super::founding::{gateway, genesis, node};
 use super::script::{self, Script, everybody, follow_de, id, leading};
 use crate::raft::assembly::{Assembly, IDLE_MAX, Progress};
-use crate::raft::guard::Refused;
+use crate::raft::guard::{Guard, Refused};
+use crate::raft::network::Network;
 use crate::raft::state_machine::StateMachine;
-use crate::raft::types::SnapshotMeta;
+use crate::raft::types::{Snapshot, SnapshotMeta};
 use crate::raft::wire::{self, WireInstalled, WireMeta, WireSnapshot, WireVote};
-use crate::raft::{Consensus, Rpc};
+use crate::raft::{Consensus, NodeId, Rpc, Transport, TransportError};
 use crate::registry::Registry;
 use crate::time::Revision;
 
@@ -133,9 +138,9 @@ async fn a_leader_cannot_replace_what_is_committed() {
     script::append(&member, heartbeat).await.unwrap();
     let mut rewritten = piece(later, 4, 0, usize::MAX);
     rewritten.meta.last = Some(id(7, 4));
-    // The vote in the answer is the one that is held, which is known a moment after the heartbeat.
-    let mut answer = Err(Refused::NotElected);
-    while answer == Err(Refused::NotElected) {
+    // The vote in the answer is the one that is known to be held, and that is a moment after the heartbeat is answered.
+    let mut answer = send(&member, "DE", &rewritten).await;
+    while answer == Ok(WireInstalled::Done(leading("DE", 1))) {
         answer = send(&member, "DE", &rewritten).await;
     }
     assert_eq!(answer, Ok(WireInstalled::Done(later)));
@@ -143,4 +148,52 @@ async fn a_leader_cannot_replace_what_is_committed() {
     let mut forged = piece(later, 9, 0, usize::MAX);
     forged.data[1] ^= 1;
     assert!(matches!(send(&member, "DE", &forged).await, Err(Refused::Snapshot(_) | Refused::Contradiction(_))));
+}
+
+/// Takes so many pieces, and writes down how long each answer might have taken.
+struct Patience {
+    pieces: usize,
+    given: Mutex<Vec<Duration>>,
+}
+
+impl Transport for Patience {
+    fn call(
+        &self,
+        _: NodeId,
+        _: Rpc,
+        _: Bytes,
+        at_most: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        let mut given = self.given.lock().unwrap();
+        given.push(at_most);
+        let is_last = given.len() == self.pieces;
+        let answer = if is_last { WireInstalled::Done(leading("DE", 1)) } else { WireInstalled::More };
+        Box::pin(async move { Ok(wire::encode(&answer)) })
+    }
+}
+
+/// Seconds that the answer to each piece of a snapshot may take.
+async fn patience(bytes: usize, pieces: usize) -> Vec<f64> {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = StateMachine::open(folder.path(), &genesis()).unwrap();
+    let guard = Arc::new(Guard::new(machine.shared(), Arc::new(genesis())));
+    let transport = Arc::new(Patience { pieces, given: Mutex::default() });
+    let mut network = Network { me: node("DE"), guard, transport: transport.clone() };
+    let mut client = network.new_client(node("FI"), &EmptyNode {}).await;
+    let snapshot = Snapshot { meta: idle(7).0.open().unwrap(), snapshot: vec![0; bytes].into() };
+    let sent =
+        client.full_snapshot(leading("DE", 1).into(), snapshot, std::future::pending(), RPCOption::new(Duration::ZERO));
+    sent.await.unwrap();
+    let given = transport.given.lock().unwrap();
+    given.iter().map(Duration::as_secs_f64).collect()
+}
+
+/// While Raft waits for the answer it sends the member nothing else.
+#[tokio::test]
+async fn the_answer_to_a_piece_may_take_as_long_as_its_bytes_do() {
+    const MIB: usize = 1024 * 1024;
+    let small = patience(10_000, 1).await;
+    assert!(small.len() == 1 && small[0] < 4.0, "{small:?}");
+    let large = patience(10 * MIB, 3).await;
+    assert_eq!(large, [13.0, 13.0, 8.5], "4 MiB, 4 MiB, and 2 MiB that are answered when all 10 are installed");
 }
