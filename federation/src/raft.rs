@@ -6,11 +6,13 @@
 mod acquaintance;
 mod assembly;
 mod consensus;
+mod folder;
 mod guard;
 mod hindsight;
 mod log_store;
 mod network;
 mod pipeline;
+mod probe;
 mod runtime;
 mod segment;
 mod state_machine;

@@ -12,17 +12,20 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{EmptyNode, ReadPolicy};
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::acquaintance::{has_signed, whoever_has_met_us};
 use super::assembly::{Assembly, IDLE_MAX, Progress};
+use super::folder::{Directory, Folder};
 use super::guard::{Guard, Refused};
 use super::log_store::LogStore;
 use super::network::Network;
+use super::probe::watch;
 use super::runtime::RaftRuntime;
+use super::segment::SEGMENT_BYTES;
 use super::state_machine::{Shared, StateMachine};
-use super::timers::Timers;
+use super::timers::{SNAPSHOT_ENTRIES, Timers};
 use super::transport::{NodeId, Rpc, Transport, TransportError};
 use super::types::{Applied, Proposal, RaftHandle, Snapshot, SnapshotData};
 use super::wal::{BadLog, Owner};
@@ -59,6 +62,20 @@ pub struct RaftConfig {
     /// Its own folder for the log and the snapshot.
     pub data_dir: PathBuf,
     pub timers: Timers,
+}
+
+/// How large things become before they are cut; a test need not wait for the real sizes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub log_bytes_max: usize,
+    pub segment_bytes: u64,
+    /// Entries from one snapshot to the next.
+    pub snapshot_entries: u64,
+}
+
+impl Sizes {
+    pub const REAL: Sizes =
+        Sizes { log_bytes_max: LOG_BYTES_MAX, segment_bytes: SEGMENT_BYTES, snapshot_entries: SNAPSHOT_ENTRIES };
 }
 
 /// Why a member does not start.
@@ -149,23 +166,26 @@ impl Consensus {
         genesis: Genesis,
         transport: Arc<dyn Transport>,
     ) -> Result<Consensus, StartError> {
-        Consensus::start_with_log_of(LOG_BYTES_MAX, config, genesis, transport).await
+        let opened = Directory::at(&config.data_dir);
+        let folder = opened.map_err(|cause| BadLog::Io { folder: config.data_dir.clone(), cause })?;
+        Consensus::start_in(folder, Sizes::REAL, config, genesis, transport).await
     }
 
-    /// The same with another limit for the log in memory, so that a test need not fill it.
-    pub(super) async fn start_with_log_of(
-        log_bytes_max: usize,
+    /// The same in a folder that is open, with other sizes.
+    pub(super) async fn start_in(
+        folder: Arc<dyn Folder>,
+        sizes: Sizes,
         config: RaftConfig,
         genesis: Genesis,
         transport: Arc<dyn Transport>,
     ) -> Result<Consensus, StartError> {
         let fatal = |cause: &dyn std::fmt::Display| StartError::Fatal(cause.to_string());
-        let settings = config.timers.config(genesis.federation().as_str());
+        let settings = config.timers.config(genesis.federation().as_str(), sizes.snapshot_entries);
         let settings = settings.validate().map_err(|cause| StartError::Timers(cause.to_string()))?;
         let genesis = Arc::new(genesis);
         let owner = Owner { node: config.node, genesis: genesis.digest().0 };
-        let log = LogStore::open(&config.data_dir, &owner)?;
-        let machine = StateMachine::open(&config.data_dir, &genesis).map_err(StartError::Snapshot)?;
+        let log = LogStore::open(Arc::clone(&folder), &owner, sizes.segment_bytes)?;
+        let machine = StateMachine::open(folder, &genesis).map_err(StartError::Snapshot)?;
         let shared = machine.shared();
         let guard = Arc::new(Guard::new(shared.clone(), genesis));
         let runtime = RaftRuntime::start().map_err(|cause| fatal(&cause))?;
@@ -180,7 +200,7 @@ impl Consensus {
         }
         let raft = RaftHandle::new(config.node, Arc::new(settings), network, log.clone(), machine);
         let raft = runtime.spawn(raft).await.map_err(|cause| fatal(&cause))?.map_err(|cause| fatal(&cause))?;
-        runtime.spawn(weight::keep_below(log_bytes_max, log.clone(), raft.clone()));
+        runtime.spawn(weight::keep_below(sizes.log_bytes_max, log.clone(), raft.clone()));
         let assembly = Arc::<Assembly>::default();
         runtime.spawn(let_go(Arc::clone(&assembly)));
         let in_hand = guard.voters().iter().map(|node| (*node, Semaphore::new(PROPOSALS_PER_MEMBER_MAX)));
@@ -390,6 +410,16 @@ impl Consensus {
 impl Consensus {
     pub(super) fn log(&self) -> LogStore {
         self.member.log.clone()
+    }
+
+    /// Whether it leads, its term, up to which index it has committed, and the revision of its registry.
+    pub(super) fn sight(&self) -> (bool, u64, Option<u64>, Option<u64>) {
+        let metrics = self.member.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: Option<super::types::LogId>| id.map(|id| id.index);
+        let leads = metrics.current_leader == Some(self.member.node) && metrics.running_state.is_ok();
+        let revision = self.read(Registry::revision).0;
+        (leads, metrics.current_term, index(metrics.local_committed), Some(revision))
     }
 }
 

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,9 +13,11 @@ use openraft::alias::LogIdOf;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, RaftTypeConfig};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::folder::Folder;
+use super::probe::{self, watch};
 use super::types::{Entry, LogId, Payload, Types, Vote};
 use super::wal::{BadLog, Owner, Record, Wal};
 use super::wire::{WireEntry, log_id, wire_id};
@@ -45,8 +46,15 @@ struct Log {
 
 impl LogStore {
     /// Opens or begins the log in a folder.
-    pub fn open(folder: &Path, owner: &Owner) -> Result<LogStore, BadLog> {
-        let (wal, recovered) = Wal::open(folder, owner)?;
+    pub fn open(folder: Arc<dyn Folder>, owner: &Owner, segment_bytes: u64) -> Result<LogStore, BadLog> {
+        let path = folder.path().to_owned();
+        let (wal, mut recovered) = Wal::open(folder, owner, segment_bytes)?;
+        if let Some(last) = recovered.entries.back_mut()
+            && probe::is_planted("the last entry comes back with the first term")
+        {
+            last.id.term = 1;
+        }
+        probe::vote_is_recovered(recovered.vote);
         let mut log = Log {
             vote: recovered.vote.map(Vote::from),
             purged: log_id(recovered.purged),
@@ -54,7 +62,7 @@ impl LogStore {
             ..Log::default()
         };
         for entry in recovered.entries {
-            let version = |cause| BadLog::Version { folder: folder.to_owned(), cause };
+            let version = |cause| BadLog::Version { folder: path.clone(), cause };
             log.push(entry.open().map_err(version)?);
         }
         let weight = Arc::new(watch::Sender::new(log.bytes));
@@ -170,7 +178,10 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.write(Record::Vote(vote.into())).await?;
+        if !probe::is_planted("votes are not saved") {
+            self.write(Record::Vote(vote.into())).await?;
+        }
+        probe::vote_is_saved(vote.into());
         self.lock().vote = Some(*vote);
         Ok(())
     }

@@ -198,6 +198,7 @@ impl RaftNetworkV2<Types> for Client {
             }
         };
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = sending => sent.map_err(|error| match error {
                 RPCError::Timeout(it) => StreamingError::Timeout(it),

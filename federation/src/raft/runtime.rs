@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::{JoinError, JoinHandle};
 
+use super::probe;
 use super::transport::{NodeId, Rpc, Transport, TransportError};
 
 /// One for Raft's core, one for the appends and answers of its peers.
@@ -23,11 +24,15 @@ const BLOCKING_THREADS: usize = 4;
 
 /// Threads of Raft's own. They end when this is dropped.
 pub struct RaftRuntime {
+    /// None in a simulation, which is one thread.
     runtime: Option<Runtime>,
 }
 
 impl RaftRuntime {
     pub fn start() -> io::Result<RaftRuntime> {
+        if probe::is_simulated() {
+            return Ok(RaftRuntime { runtime: None });
+        }
         let mut builder = Builder::new_multi_thread();
         builder.worker_threads(THREADS).max_blocking_threads(BLOCKING_THREADS).thread_name("raft").enable_all();
         Ok(RaftRuntime { runtime: Some(builder.build()?) })
@@ -35,22 +40,27 @@ impl RaftRuntime {
 
     /// Begins something there that nobody waits for.
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.handle().spawn(work)
+        match &self.runtime {
+            Some(runtime) => runtime.spawn(work),
+            None => probe::spawn_simulated(work),
+        }
     }
 
     /// Does something there that takes long and waits for nothing.
     pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
-        self.handle().spawn_blocking(work).await
+        match &self.runtime {
+            Some(runtime) => runtime.spawn_blocking(work).await,
+            None => Ok(work()),
+        }
     }
 
     /// The transport, whose calls run there whoever makes them: the connections that they open belong to the threads that
     /// opened them.
     pub fn carry(&self, transport: Arc<dyn Transport>) -> Arc<dyn Transport> {
-        Arc::new(Carried { transport, threads: self.handle().clone() })
-    }
-
-    fn handle(&self) -> &Handle {
-        self.runtime.as_ref().expect("invariant: the runtime is there until it is dropped").handle()
+        match &self.runtime {
+            Some(runtime) => Arc::new(Carried { transport, threads: runtime.handle().clone() }),
+            None => transport,
+        }
     }
 }
 

@@ -8,10 +8,9 @@
 //! Invariants: frames are numbered without a gap over all segments; behind the last frame there are only zeros; the
 //! checksum is salted, so that no content can pose as a frame.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io;
+
+use super::folder::{File, Folder};
 
 /// 16 MiB of zeros take about 10 ms to make, in the background.
 pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
@@ -25,7 +24,7 @@ const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A file of frames, open for writing at its end.
 pub struct Segment {
     pub number: u64,
-    file: File,
+    file: Box<dyn File>,
     end: u64,
     bytes: u64,
 }
@@ -52,27 +51,24 @@ pub enum Tail {
 
 impl Segment {
     /// Begins the segment whose first frame has this number, in the spare file if that is large enough.
-    pub fn begin(folder: &Path, number: u64, bytes: u64) -> io::Result<Segment> {
-        let spare = folder.join(SPARE);
-        if fs::metadata(&spare).map_or(0, |it| it.len()) < bytes {
+    pub fn begin(folder: &dyn Folder, number: u64, bytes: u64) -> io::Result<Segment> {
+        if folder.open(SPARE).and_then(|it| it.size()).unwrap_or(0) < bytes {
             make_spare(folder, bytes)?;
         }
-        let path = path_of(folder, number);
-        fs::rename(&spare, &path)?;
-        sync_folder(folder)?;
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        folder.rename(SPARE, &name_of(number))?;
+        folder.sync()?;
+        let file = folder.open(&name_of(number))?;
         Ok(Segment { number, file, end: 0, bytes })
     }
 
     /// Opens a file of at least `bytes` to write behind its last good frame; what stands there is wiped first.
-    pub fn open(folder: &Path, number: u64, contents: &Contents, bytes: u64) -> io::Result<Segment> {
-        let path = path_of(folder, number);
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let bytes = file.metadata()?.len().max(bytes);
-        if contents.tail != Tail::Clean || file.metadata()?.len() < bytes {
+    pub fn open(folder: &dyn Folder, number: u64, contents: &Contents, bytes: u64) -> io::Result<Segment> {
+        let file = folder.open(&name_of(number))?;
+        let bytes = file.size()?.max(bytes);
+        if contents.tail != Tail::Clean || file.size()? < bytes {
             let zeros = vec![0; (bytes - contents.end) as usize];
-            file.write_all_at(&zeros, contents.end)?;
-            file.sync_all()?;
+            file.write_at(&zeros, contents.end)?;
+            file.sync()?;
         }
         Ok(Segment { number, file, end: contents.end, bytes })
     }
@@ -90,45 +86,39 @@ impl Segment {
     /// Writes one frame and waits until it is on the disk.
     pub fn append(&mut self, number: u64, salt: u32, content: &[u8]) -> io::Result<()> {
         let frame = frame(number, salt, content)?;
-        self.file.write_all_at(&frame, self.end)?;
-        self.file.sync_data()?;
+        self.file.write_at(&frame, self.end)?;
+        self.file.sync()?;
         self.end += frame.len() as u64;
         Ok(())
     }
 }
 
 /// Makes the file of zeros that the next segment is begun in.
-pub fn make_spare(folder: &Path, bytes: u64) -> io::Result<()> {
-    let temporary = folder.join("spare.new");
-    let mut file = File::create(&temporary)?;
-    let zeros = vec![0; 1024 * 1024];
-    let mut left = bytes;
-    while left > 0 {
-        let now = left.min(zeros.len() as u64);
-        file.write_all(&zeros[..now as usize])?;
-        left -= now;
+pub fn make_spare(folder: &dyn Folder, bytes: u64) -> io::Result<()> {
+    let file = folder.create("spare.new")?;
+    let zeros = vec![0; bytes.min(1024 * 1024) as usize];
+    let mut made = 0;
+    while made < bytes {
+        let now = (bytes - made).min(zeros.len() as u64);
+        file.write_at(&zeros[..now as usize], made)?;
+        made += now;
     }
-    file.sync_all()?;
-    fs::rename(temporary, folder.join(SPARE))
+    file.sync()?;
+    folder.rename("spare.new", SPARE)
 }
 
 /// Removes a segment.
-pub fn remove(folder: &Path, number: u64) -> io::Result<()> {
-    fs::remove_file(path_of(folder, number))
+pub fn remove(folder: &dyn Folder, number: u64) -> io::Result<()> {
+    folder.remove(&name_of(number))
 }
 
 /// The segments in a folder, in order. Files that were being made are removed.
-pub fn list(folder: &Path) -> io::Result<Vec<u64>> {
+pub fn list(folder: &dyn Folder) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let stem = path.file_stem().and_then(|it| it.to_str()).unwrap_or_default();
-        match path.extension().and_then(|it| it.to_str()) {
-            Some("new") => fs::remove_file(&path)?,
-            Some("wal") => {
-                let number = u64::from_str_radix(stem, 16).map_err(|_| stray(&path))?;
-                numbers.push(number);
-            }
+    for name in folder.names()? {
+        match name.rsplit_once('.') {
+            Some((_, "new")) => folder.remove(&name)?,
+            Some((stem, "wal")) => numbers.push(u64::from_str_radix(stem, 16).map_err(|_| stray(folder, &name))?),
             _ => {}
         }
     }
@@ -137,8 +127,8 @@ pub fn list(folder: &Path) -> io::Result<Vec<u64>> {
 }
 
 /// Reads a segment's frames, which must be numbered from `first`.
-pub fn read(folder: &Path, segment: u64, first: u64, salt: u32) -> io::Result<Contents> {
-    let bytes = fs::read(path_of(folder, segment))?;
+pub fn read(folder: &dyn Folder, segment: u64, first: u64, salt: u32) -> io::Result<Contents> {
+    let bytes = folder.read(&name_of(segment))?;
     let (mut frames, mut at) = (Vec::new(), 0);
     while let Some((content, next)) = frame_at(&bytes, at, first + frames.len() as u64, salt) {
         frames.push(content.to_vec());
@@ -155,16 +145,12 @@ pub fn read(folder: &Path, segment: u64, first: u64, salt: u32) -> io::Result<Co
     Ok(Contents { frames, end: at as u64, tail })
 }
 
-/// Makes the names in a folder durable.
-pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+fn name_of(number: u64) -> String {
+    format!("{number:016x}.wal")
 }
 
-fn path_of(folder: &Path, number: u64) -> PathBuf {
-    folder.join(format!("{number:016x}.wal"))
-}
-
-fn stray(path: &Path) -> io::Error {
+fn stray(folder: &dyn Folder, name: &str) -> io::Error {
+    let path = folder.path().join(name);
     io::Error::new(io::ErrorKind::InvalidData, format!("{} does not belong to the log", path.display()))
 }
 
@@ -180,7 +166,7 @@ fn checksum(number: u64, salt: u32, content: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn frame(number: u64, salt: u32, content: &[u8]) -> io::Result<Vec<u8>> {
+pub fn frame(number: u64, salt: u32, content: &[u8]) -> io::Result<Vec<u8>> {
     let length = u32::try_from(content.len()).ok().filter(|length| *length as usize <= FRAME_BYTES_MAX);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "a frame is too large"))?;
     let mut frame = Vec::with_capacity(HEAD_BYTES + content.len());
@@ -193,7 +179,7 @@ fn frame(number: u64, salt: u32, content: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// The frame of this number at this place, and where the next would be.
-fn frame_at(bytes: &[u8], at: usize, number: u64, salt: u32) -> Option<(&[u8], usize)> {
+pub fn frame_at(bytes: &[u8], at: usize, number: u64, salt: u32) -> Option<(&[u8], usize)> {
     let (found, content, next) = any_frame_at(bytes, at, salt)?;
     (found == number).then_some((content, next))
 }
@@ -211,7 +197,7 @@ fn any_frame_at(bytes: &[u8], at: usize, salt: u32) -> Option<(u64, &[u8], usize
     (checksum(number, salt, content) == crc).then_some((number, content, next))
 }
 
-fn any_frame_in(bytes: &[u8], from: usize, salt: u32) -> bool {
+pub fn any_frame_in(bytes: &[u8], from: usize, salt: u32) -> bool {
     (from..bytes.len().saturating_sub(HEAD_BYTES))
         .any(|at| bytes[at..].starts_with(&MAGIC) && any_frame_at(bytes, at, salt).is_some())
 }

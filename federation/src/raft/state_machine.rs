@@ -3,18 +3,16 @@
 //! Invariants: the registry's revision is the index of the last applied entry; a snapshot file is whole or absent, and
 //! only a newer one replaces it; a restart begins with the snapshot and applies what the log has behind it.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use tokio::sync::watch;
 
-use super::segment::sync_folder;
+use super::folder::Folder;
+use super::probe::{self, watch};
 use super::types::{Applied, Entry, LogId, Payload, Snapshot, SnapshotData, SnapshotMeta, StoredMembership, Types};
 use super::wire::{self, WireMeta};
 use crate::genesis::Genesis;
@@ -51,7 +49,7 @@ pub struct Builder {
 
 /// The snapshot on the disk. One is built here while another arrives; they come to this file one after the other.
 struct SnapshotFile {
-    folder: PathBuf,
+    folder: Arc<dyn Folder>,
     /// What the file stands for, if there is one.
     saved: Mutex<Option<SnapshotMeta>>,
 }
@@ -78,8 +76,8 @@ impl Shared {
 
 impl StateMachine {
     /// The registry of the snapshot in this folder, or of the genesis.
-    pub fn open(folder: &Path, genesis: &Genesis) -> io::Result<StateMachine> {
-        let loaded = load(folder)?;
+    pub fn open(folder: Arc<dyn Folder>, genesis: &Genesis) -> io::Result<StateMachine> {
+        let loaded = load(&*folder)?;
         let saved = Mutex::new(loaded.as_ref().map(|(meta, _)| meta.clone()));
         let state = match loaded {
             Some((meta, registry)) => {
@@ -97,7 +95,7 @@ impl StateMachine {
         };
         let revisions = watch::Sender::new(state.registry.revision());
         let shared = Shared { state: Arc::new(RwLock::new(state)), revisions: Arc::new(revisions) };
-        Ok(StateMachine { shared, file: Arc::new(SnapshotFile { folder: folder.to_owned(), saved }) })
+        Ok(StateMachine { shared, file: Arc::new(SnapshotFile { folder, saved }) })
     }
 
     /// For readers.
@@ -109,20 +107,31 @@ impl StateMachine {
         let id = entry.log_id();
         let revision = Revision(id.index);
         let mut state = self.shared.change();
-        let outcomes = match entry.payload {
-            Payload::Normal(proposal) => state.registry.apply(revision, &proposal.envelope, proposal.verdict),
+        let outcomes = match &entry.payload {
+            Payload::Normal(_) if probe::is_planted("an entry is skipped") => {
+                state.registry.advance(revision);
+                vec![]
+            }
+            Payload::Normal(proposal) => {
+                if probe::is_planted("serials are forgotten") {
+                    state.registry.serials.clear();
+                }
+                state.registry.apply(revision, &proposal.envelope, proposal.verdict)
+            }
             Payload::Blank => {
                 state.registry.advance(revision);
                 vec![]
             }
             Payload::Membership(membership) => {
                 state.registry.advance(revision);
-                state.membership = StoredMembership::new(Some(id), membership);
+                state.membership = StoredMembership::new(Some(id), membership.clone());
                 vec![]
             }
         };
         state.applied = Some(id);
-        Applied { revision, outcomes }
+        let applied = Applied { revision, outcomes };
+        probe::is_applied(&entry, &applied);
+        applied
     }
 }
 
@@ -157,7 +166,10 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
         let (shared, file, meta) = (self.shared.clone(), Arc::clone(&self.file), meta.clone());
+        let is_stale = probe::is_planted("the snapshot of before is installed");
         let installing = move || {
+            let before = if is_stale { read_file(&*file.folder)?.map(|(_, bytes)| bytes) } else { None };
+            let snapshot = before.unwrap_or(snapshot);
             let registry = Registry::from_bytes(&snapshot).map_err(|cause| invalid(&cause.to_string()))?;
             file.save(&meta, &snapshot)?;
             let revision = registry.revision();
@@ -172,14 +184,18 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let folder = self.file.folder.clone();
-        let read = slowly(move || read_file(&folder)).await?;
+        let folder = Arc::clone(&self.file.folder);
+        let read = slowly(move || read_file(&*folder)).await?;
         Ok(read.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
 
 /// Does what takes long, tens of MiB to read, write and sync, where no heartbeat waits for it.
 async fn slowly<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    if probe::is_simulated() {
+        probe::disk_takes_time().await;
+        return work();
+    }
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
@@ -210,30 +226,28 @@ impl SnapshotFile {
         if saved.as_ref().is_some_and(|saved| meta.last_log_id <= saved.last_log_id) {
             return Ok(());
         }
-        write_file(&self.folder, meta, snapshot)?;
+        write_file(&*self.folder, meta, snapshot)?;
         *saved = Some(meta.clone());
         Ok(())
     }
 }
 
 /// Replaces the file; what stands there is the old one or the new one.
-fn write_file(folder: &Path, meta: &SnapshotMeta, snapshot: &[u8]) -> io::Result<()> {
+fn write_file(folder: &dyn Folder, meta: &SnapshotMeta, snapshot: &[u8]) -> io::Result<()> {
     let head = wire::encode(&WireMeta::from(meta));
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&head);
     hasher.update(snapshot);
-    let temporary = folder.join("snapshot.new");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(&hasher.finalize().to_le_bytes())?;
-    file.write_all(&(head.len() as u32).to_le_bytes())?;
-    file.write_all(&head)?;
-    file.write_all(snapshot)?;
-    file.sync_all()?;
-    fs::rename(&temporary, folder.join(SNAPSHOT_FILE))?;
-    sync_folder(folder)
+    let before = [&hasher.finalize().to_le_bytes(), &(head.len() as u32).to_le_bytes(), &head[..]].concat();
+    let file = folder.create("snapshot.new")?;
+    file.write_at(&before, 0)?;
+    file.write_at(snapshot, before.len() as u64)?;
+    file.sync()?;
+    folder.rename("snapshot.new", SNAPSHOT_FILE)?;
+    folder.sync()
 }
 
-fn load(folder: &Path) -> io::Result<Option<(SnapshotMeta, Registry)>> {
+fn load(folder: &dyn Folder) -> io::Result<Option<(SnapshotMeta, Registry)>> {
     let Some((meta, bytes)) = read_file(folder)? else {
         return Ok(None);
     };
@@ -241,8 +255,8 @@ fn load(folder: &Path) -> io::Result<Option<(SnapshotMeta, Registry)>> {
     Ok(Some((meta, registry)))
 }
 
-fn read_file(folder: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotData)>> {
-    let bytes = match fs::read(folder.join(SNAPSHOT_FILE)) {
+fn read_file(folder: &dyn Folder) -> io::Result<Option<(SnapshotMeta, SnapshotData)>> {
+    let bytes = match folder.read(SNAPSHOT_FILE) {
         Ok(bytes) => SnapshotData::from(bytes),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(cause),

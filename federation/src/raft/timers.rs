@@ -14,11 +14,7 @@ pub struct Timers {
 }
 
 /// Entries after which a snapshot replaces them. If they are large ones, [`super::weight`] has it taken earlier.
-const SNAPSHOT_ENTRIES: u64 = 2_000;
-/// Entries that stay for a follower that is a little behind.
-const KEPT_ENTRIES: u64 = 500;
-/// A follower that is further behind gets a snapshot; must be above [`SNAPSHOT_ENTRIES`].
-const LAG_ENTRIES: u64 = 4_000;
+pub(super) const SNAPSHOT_ENTRIES: u64 = 2_000;
 /// In one message; the sender cuts it by bytes too.
 const APPEND_ENTRIES: u64 = 64;
 /// A large snapshot over a slow link.
@@ -40,7 +36,7 @@ impl Timers {
         2 * self.election_max_ms
     }
 
-    pub(super) fn config(&self, federation: &str) -> Config {
+    pub(super) fn config(&self, federation: &str, snapshot_entries: u64) -> Config {
         Config {
             cluster_name: federation.to_owned(),
             heartbeat_interval: self.heartbeat_ms,
@@ -49,9 +45,10 @@ impl Timers {
             enable_pre_vote: Some(true),
             // A leader that nobody answers must not hold off elections for ever.
             quorum_loss_probe_interval: Some(3 * self.election_max_ms),
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-            max_in_snapshot_log_to_keep: KEPT_ENTRIES,
-            replication_lag_threshold: LAG_ENTRIES,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_entries),
+            // What stays for a follower that is a little behind; one that is further behind than this gets a snapshot.
+            max_in_snapshot_log_to_keep: snapshot_entries / 4,
+            replication_lag_threshold: 2 * snapshot_entries,
             max_payload_entries: APPEND_ENTRIES,
             install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
             // Entries are sent before they are synced here, so a leader that was killed may have lost what others hold under

@@ -34,11 +34,21 @@ pub struct Applied {
     pub outcomes: Vec<Outcome>,
 }
 
+#[cfg(not(test))]
 openraft::declare_raft_types!(
     pub Types:
         D = Proposal,
         R = Applied,
         Node = EmptyNode,
+);
+
+#[cfg(test)]
+openraft::declare_raft_types!(
+    pub Types:
+        D = Proposal,
+        R = Applied,
+        Node = EmptyNode,
+        AsyncRuntime = super::tests::simulation::runtime::SimulatedRuntime,
 );
 
 pub type LeaderId = openraft::alias::LeaderIdOf<Types>;

@@ -7,17 +7,18 @@
 //! acknowledged any more; a torn last frame is cut, a damaged one before the last is refused.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::segment::{self, SEGMENT_BYTES, Segment, Tail};
+use super::folder::Folder;
+use super::probe;
+use super::segment::{self, Segment, Tail};
 use super::wire::{BadWire, WireEntry, WireLogId, WirePayload, WireVote, decode, encode};
 
 /// Gathered into one frame at most, entries above it go into the next.
@@ -97,30 +98,19 @@ enum Order {
 
 /// A log open for writing. Dropping it writes what waits and closes it.
 pub struct Wal {
-    orders: Sender<Order>,
+    orders: UnboundedSender<Order>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl Wal {
     /// Opens or begins the log in a folder.
-    pub fn open(folder: &Path, owner: &Owner) -> Result<(Wal, Recovered), BadLog> {
-        Wal::open_in_segments_of(SEGMENT_BYTES, folder, owner)
-    }
-
-    /// The same with segments of another size, so that a test need not write hundreds of MiB to see many of them.
-    pub(super) fn open_in_segments_of(
-        segment_bytes: u64,
-        folder: &Path,
-        owner: &Owner,
-    ) -> Result<(Wal, Recovered), BadLog> {
-        let failed = |cause| BadLog::Io { folder: folder.to_owned(), cause };
-        // Records of every state: for this gateway's account only.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        let salt = claim(folder, owner)?;
-        let (recovered, files) = recover(folder, salt, segment_bytes)?;
-        let (orders, waiting) = channel();
+    pub fn open(folder: Arc<dyn Folder>, owner: &Owner, segment_bytes: u64) -> Result<(Wal, Recovered), BadLog> {
+        let salt = claim(&*folder, owner)?;
+        let (recovered, files) = recover(&*folder, salt, segment_bytes)?;
+        let (orders, waiting) = unbounded_channel();
+        let path = folder.path().to_owned();
         let writer = Writer {
-            folder: folder.to_owned(),
+            folder,
             segment_bytes,
             salt,
             next_frame: files.next_frame,
@@ -131,8 +121,8 @@ impl Wal {
             spare: None,
             failed: false,
         };
-        let writer = thread::Builder::new().name("log".into()).spawn(move || writer.run(&waiting)).map_err(failed)?;
-        Ok((Wal { orders, writer: Some(writer) }, recovered))
+        let writer = writer.begin(waiting).map_err(|cause| BadLog::Io { folder: path, cause })?;
+        Ok((Wal { orders, writer }, recovered))
     }
 
     /// Writes records in order; `done` hears when they are on the disk, or that they never will be.
@@ -159,26 +149,25 @@ fn stopped() -> io::Error {
 }
 
 /// Makes the folder this owner's, or finds that it is. Gives the salt of its checksums.
-fn claim(folder: &Path, owner: &Owner) -> Result<u32, BadLog> {
-    let failed = |cause| BadLog::Io { folder: folder.to_owned(), cause };
-    let path = folder.join(OWNER_FILE);
-    match fs::read(&path) {
+fn claim(folder: &dyn Folder, owner: &Owner) -> Result<u32, BadLog> {
+    let failed = |cause| BadLog::Io { folder: folder.path().to_owned(), cause };
+    match folder.read(OWNER_FILE) {
         Ok(bytes) => {
             let (found, salt): (Owner, u32) =
-                decode(&bytes).map_err(|cause| BadLog::Version { folder: folder.to_owned(), cause })?;
-            if found == *owner { Ok(salt) } else { Err(BadLog::AnotherOwner(folder.to_owned())) }
+                decode(&bytes).map_err(|cause| BadLog::Version { folder: folder.path().to_owned(), cause })?;
+            if found == *owner { Ok(salt) } else { Err(BadLog::AnotherOwner(folder.path().to_owned())) }
         }
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
             if !segment::list(folder).map_err(failed)?.is_empty() {
-                return Err(BadLog::AnotherOwner(folder.to_owned()));
+                return Err(BadLog::AnotherOwner(folder.path().to_owned()));
             }
             let salt = u32::from_le_bytes(certs::entropy::bytes());
             let written = || {
-                let temporary = path.with_extension("new");
-                fs::write(&temporary, encode(&(owner, salt)))?;
-                fs::File::open(&temporary)?.sync_all()?;
-                fs::rename(&temporary, &path)?;
-                segment::sync_folder(folder)
+                let file = folder.create("owner.new")?;
+                file.write_at(&encode(&(owner, salt)), 0)?;
+                file.sync()?;
+                folder.rename("owner.new", OWNER_FILE)?;
+                folder.sync()
             };
             written().map_err(failed)?;
             Ok(salt)
@@ -195,13 +184,13 @@ struct Files {
     next_frame: u64,
 }
 
-fn recover(folder: &Path, salt: u32, segment_bytes: u64) -> Result<(Recovered, Files), BadLog> {
-    let failed = |cause| BadLog::Io { folder: folder.to_owned(), cause };
+fn recover(folder: &dyn Folder, salt: u32, segment_bytes: u64) -> Result<(Recovered, Files), BadLog> {
+    let failed = |cause| BadLog::Io { folder: folder.path().to_owned(), cause };
     let numbers = segment::list(folder).map_err(failed)?;
     let mut recovered = Recovered::default();
     let mut files = Files { sealed: VecDeque::new(), current: None, current_last: 0, next_frame: 0 };
     for (place, number) in numbers.iter().enumerate() {
-        let corrupt = || BadLog::Corrupt { folder: folder.to_owned(), segment: *number };
+        let corrupt = || BadLog::Corrupt { folder: folder.path().to_owned(), segment: *number };
         let is_last = place + 1 == numbers.len();
         if place == 0 {
             // Earlier segments may have been removed: the first frame says its own number.
@@ -217,7 +206,7 @@ fn recover(folder: &Path, salt: u32, segment_bytes: u64) -> Result<(Recovered, F
         let mut last_index = 0;
         for frame in &contents.frames {
             let records: Vec<Record> =
-                decode(frame).map_err(|cause| BadLog::Version { folder: folder.to_owned(), cause })?;
+                decode(frame).map_err(|cause| BadLog::Version { folder: folder.path().to_owned(), cause })?;
             for record in records {
                 if let Record::Append(entry) = &record {
                     last_index = last_index.max(entry.id.index);
@@ -235,7 +224,7 @@ fn recover(folder: &Path, salt: u32, segment_bytes: u64) -> Result<(Recovered, F
     }
     if !recovered.begins_where_it_was_purged() {
         let first = numbers.first().copied().unwrap_or_default();
-        return Err(BadLog::Corrupt { folder: folder.to_owned(), segment: first });
+        return Err(BadLog::Corrupt { folder: folder.path().to_owned(), segment: first });
     }
     Ok((recovered, files))
 }
@@ -291,9 +280,9 @@ impl Recovered {
     }
 }
 
-/// The thread that writes.
+/// What writes, on a thread of its own.
 struct Writer {
-    folder: PathBuf,
+    folder: Arc<dyn Folder>,
     segment_bytes: u64,
     salt: u32,
     next_frame: u64,
@@ -308,18 +297,34 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, orders: &Receiver<Order>) {
-        loop {
-            let (records, done, stop) = match orders.recv() {
-                Ok(first) => gather(first, orders),
-                Err(_) => return,
-            };
-            let result = self.commit(records);
-            for done in done {
-                done(result.as_ref().copied().map_err(|cause| io::Error::new(cause.kind(), cause.to_string())));
-            }
+    fn begin(self, orders: UnboundedReceiver<Order>) -> io::Result<Option<JoinHandle<()>>> {
+        if probe::is_simulated() {
+            probe::spawn_simulated(self.run_simulated(orders));
+            return Ok(None);
+        }
+        thread::Builder::new().name("log".into()).spawn(move || self.run(orders)).map(Some)
+    }
+
+    fn run(mut self, mut orders: UnboundedReceiver<Order>) {
+        while let Some(first) = orders.blocking_recv() {
+            let (records, dones, stop) = gather(first, &mut orders);
+            tell(&self.commit(records), dones);
             if stop {
                 self.join_spare();
+                return;
+            }
+        }
+    }
+
+    /// The same as a task; a disk that takes time gives a crash its chance before a frame and behind it.
+    async fn run_simulated(mut self, mut orders: UnboundedReceiver<Order>) {
+        while let Some(first) = orders.recv().await {
+            probe::disk_takes_time().await;
+            let (records, dones, stop) = gather(first, &mut orders);
+            let result = self.commit(records);
+            probe::disk_takes_time().await;
+            tell(&result, dones);
+            if stop {
                 return;
             }
         }
@@ -390,7 +395,7 @@ impl Writer {
             Some(segment) => segment,
             None => {
                 let bytes = self.segment_bytes.max((content + HEAD_BYTES) as u64);
-                Segment::begin(&self.folder, self.next_frame, bytes)?
+                Segment::begin(&*self.folder, self.next_frame, bytes)?
             }
         };
         let head = Record::Head(self.head.clone());
@@ -404,10 +409,10 @@ impl Writer {
     /// Fills the next segment with zeros while this one is being written, once it is half full.
     fn prepare_spare(&mut self) {
         let half_full = self.current.as_ref().is_some_and(|it| it.end() > self.segment_bytes / 2);
-        if half_full && self.spare.is_none() {
-            let (folder, bytes) = (self.folder.clone(), self.segment_bytes);
+        if half_full && self.spare.is_none() && !probe::is_simulated() {
+            let (folder, bytes) = (Arc::clone(&self.folder), self.segment_bytes);
             let making = thread::Builder::new().name("log-spare".into());
-            self.spare = making.spawn(move || segment::make_spare(&folder, bytes)).ok();
+            self.spare = making.spawn(move || segment::make_spare(&*folder, bytes)).ok();
         }
     }
 
@@ -422,15 +427,15 @@ impl Writer {
     fn remove_before(&mut self, index: u64) -> io::Result<()> {
         let before = self.sealed.len();
         while let Some((number, _)) = self.sealed.front().filter(|(_, last)| *last <= index) {
-            segment::remove(&self.folder, *number)?;
+            segment::remove(&*self.folder, *number)?;
             self.sealed.pop_front();
         }
-        if self.sealed.len() == before { Ok(()) } else { segment::sync_folder(&self.folder) }
+        if self.sealed.len() == before { Ok(()) } else { self.folder.sync() }
     }
 }
 
 /// Takes what waits, up to a frame's worth, so that it shares one sync.
-fn gather(first: Order, orders: &Receiver<Order>) -> (Vec<Record>, Vec<Done>, bool) {
+fn gather(first: Order, orders: &mut UnboundedReceiver<Order>) -> (Vec<Record>, Vec<Done>, bool) {
     let (mut gathered, mut dones, mut bytes) = (Vec::new(), Vec::new(), 0);
     let mut next = Some(first);
     while let Some(order) = next {
@@ -446,6 +451,12 @@ fn gather(first: Order, orders: &Receiver<Order>) -> (Vec<Record>, Vec<Done>, bo
         next = if full { None } else { orders.try_recv().ok() };
     }
     (gathered, dones, false)
+}
+
+fn tell(result: &io::Result<()>, dones: Vec<Done>) {
+    for done in dones {
+        done(result.as_ref().copied().map_err(|cause| io::Error::new(cause.kind(), cause.to_string())));
+    }
 }
 
 fn size(record: &Record) -> usize {

@@ -41,6 +41,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bugs;
+#[path = "../../src/raft/tests/simulation/chance.rs"]
 mod chance;
 mod clients;
 mod clockwork;

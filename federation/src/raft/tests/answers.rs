@@ -8,6 +8,7 @@ use openraft::EmptyNode;
 use openraft::errors::{RPCError, StreamingError};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 
+use super::at;
 use super::founding::{genesis, node};
 use super::script::{Script, everybody, id, leading};
 use crate::raft::guard::{Guard, Refused};
@@ -22,7 +23,7 @@ const TTL: Duration = Duration::from_secs(1);
 
 fn guard() -> Arc<Guard> {
     let folder = tempfile::tempdir().unwrap();
-    let machine = StateMachine::open(folder.path(), &genesis()).unwrap();
+    let machine = StateMachine::open(at(folder.path()), &genesis()).unwrap();
     Arc::new(Guard::new(machine.shared(), Arc::new(genesis())))
 }
 

@@ -170,6 +170,7 @@ async fn a_gateway_that_is_busy_brings_no_election() {
     let wires = Wires::patient();
     let members = wires.start_all().await;
     let (leader, asked) = (members[0].leader(), wires.sent(Rpc::PreVote));
+    // What keeps it busy, and longer than an election takes: nothing is waited for.
     std::thread::sleep(Duration::from_secs(3));
     members[0].propose(envelope("DE", 1)).await.unwrap();
     assert_eq!((members[0].leader(), wires.sent(Rpc::PreVote)), (leader, asked));

@@ -1,5 +1,8 @@
 //! Three founding states for the tests of this module.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use certs::{
     Envelope, FederationId, GatewayId, GatewayKey, Header, Kind, SignedBundle, SigningKey, TrustBundle,
     gateway_key_proof,
@@ -13,6 +16,12 @@ use crate::time::Timestamp;
 
 pub const STATES: [&str; 3] = ["DE", "FI", "FR"];
 
+/// The Union; the first three are [`STATES`].
+pub const ALL: [&str; 27] = [
+    "DE", "FI", "FR", "AT", "BE", "BG", "CY", "CZ", "DK", "EE", "ES", "GR", "HR", "HU", "IE", "IT", "LT", "LU", "LV",
+    "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK",
+];
+
 pub fn federation() -> FederationId {
     FederationId::parse("test.entente.example").unwrap()
 }
@@ -21,9 +30,9 @@ pub fn gateway(state: &str) -> GatewayId {
     GatewayId::parse(&format!("{state}/gw-1")).unwrap()
 }
 
-/// 1 for DE, 2 for FI, 3 for FR.
+/// 1 for DE, 2 for FI, 3 for FR, and so on.
 pub fn node(state: &str) -> u64 {
-    1 + STATES.iter().position(|it| *it == state).unwrap() as u64
+    1 + ALL.iter().position(|it| *it == state).unwrap() as u64
 }
 
 pub fn key(state: &str) -> SigningKey {
@@ -35,11 +44,21 @@ fn root(state: &str) -> SigningKey {
 }
 
 pub fn genesis() -> Genesis {
-    let members = STATES.iter().map(|state| member(state)).collect();
+    genesis_of(3)
+}
+
+/// The first so many states.
+pub fn genesis_of(states: usize) -> Genesis {
+    static FOUNDED: Mutex<BTreeMap<usize, Genesis>> = Mutex::new(BTreeMap::new());
+    FOUNDED.lock().unwrap().entry(states).or_insert_with(|| found(&ALL[..states])).clone()
+}
+
+fn found(states: &[&str]) -> Genesis {
+    let members = states.iter().map(|state| member(state)).collect();
     let draft = Genesis::draft(federation(), 1, members).unwrap();
     let sign =
         |draft: crate::genesis::GenesisDraft, state: &&str| draft.sign(gateway(state).state, &root(state)).unwrap();
-    STATES.iter().fold(draft, sign).complete().unwrap()
+    states.iter().fold(draft, sign).complete().unwrap()
 }
 
 fn member(state: &str) -> GenesisMember {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use certs::SigningKey;
 
+use super::at;
 use super::founding::{envelope, gateway, genesis, key, node, signed_by};
 use crate::apply::Verdict;
 use crate::command::{Batch, Command, Outcome, Rejection};
@@ -18,7 +19,7 @@ use crate::time::{Revision, Timestamp};
 
 fn guard() -> (Guard, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let machine = StateMachine::open(folder.path(), &genesis()).unwrap();
+    let machine = StateMachine::open(at(folder.path()), &genesis()).unwrap();
     (Guard::new(machine.shared(), Arc::new(genesis())), folder)
 }
 

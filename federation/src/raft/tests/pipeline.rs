@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use openraft::EmptyNode;
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::at;
 use super::founding::{genesis, node};
 use super::script::{self, Script, follow_de, id, leading};
 use crate::raft::guard::Guard;
@@ -49,6 +50,7 @@ impl Transport for Backwards {
         most.fetch_max(waiting.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         Box::pin(async move {
             come.wait_for(|come| *come >= awaited).await.unwrap();
+            // An answer takes a while, so that too many at once would be seen.
             tokio::time::sleep(Duration::from_millis(2)).await;
             waiting.fetch_sub(1, Ordering::SeqCst);
             Ok(wire::encode(&WireAppended::Success))
@@ -58,7 +60,7 @@ impl Transport for Backwards {
 
 async fn client(transport: Arc<dyn Transport>) -> Client {
     let folder = tempfile::tempdir().unwrap();
-    let machine = StateMachine::open(folder.path(), &genesis()).unwrap();
+    let machine = StateMachine::open(at(folder.path()), &genesis()).unwrap();
     let guard = Arc::new(Guard::new(machine.shared(), Arc::new(genesis())));
     Network { me: node("DE"), guard, transport }.new_client(node("FI"), &EmptyNode {}).await
 }
@@ -145,13 +147,11 @@ async fn an_append_that_overtook_another_waits_for_it() {
         committed: None,
         follows,
     };
-    let overtaking = tokio::spawn({
-        let member = member.clone();
-        async move { script::append(&member, message(5, true)).await }
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // It is there first, and has no answer yet.
+    let mut overtaking = Box::pin(script::append(&member, message(5, true)));
+    assert!((&mut overtaking).now_or_never().is_none());
     assert_eq!(script::append(&member, message(4, false)).await, Ok(WireAppended::Success));
-    assert_eq!(overtaking.await.unwrap(), Ok(WireAppended::Success));
+    assert_eq!(overtaking.await, Ok(WireAppended::Success));
     // One that stands alone is told of the gap at once.
     assert_eq!(script::append(&member, message(9, false)).await, Ok(WireAppended::Conflict));
 }

@@ -10,6 +10,7 @@ use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use tokio::time::Instant;
 
+use super::at;
 use super::founding::{gateway, genesis, node};
 use super::script::{self, Script, everybody, follow_de, id, leading};
 use crate::raft::assembly::{Assembly, IDLE_MAX, Progress};
@@ -42,7 +43,7 @@ fn index(meta: &SnapshotMeta) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_snapshot_does_not_replace_a_newer_one() {
     let folder = tempfile::tempdir().unwrap();
-    let mut machine = StateMachine::open(folder.path(), &genesis()).unwrap();
+    let mut machine = StateMachine::open(at(folder.path()), &genesis()).unwrap();
     install(&mut machine, 3).await;
     let mut slow = machine.get_snapshot_builder().await;
     install(&mut machine, 9).await;
@@ -55,7 +56,7 @@ async fn an_old_snapshot_does_not_replace_a_newer_one() {
         let building = tokio::spawn(async move { builder.build_snapshot().await });
         install(&mut machine, last).await;
         building.await.unwrap().unwrap();
-        let again = StateMachine::open(folder.path(), &genesis()).unwrap();
+        let again = StateMachine::open(at(folder.path()), &genesis()).unwrap();
         assert_eq!(again.shared().read(Registry::revision), Revision(last));
     }
 }
@@ -175,7 +176,7 @@ impl Transport for Patience {
 /// Seconds that the answer to each piece of a snapshot may take.
 async fn patience(bytes: usize, pieces: usize) -> Vec<f64> {
     let folder = tempfile::tempdir().unwrap();
-    let machine = StateMachine::open(folder.path(), &genesis()).unwrap();
+    let machine = StateMachine::open(at(folder.path()), &genesis()).unwrap();
     let guard = Arc::new(Guard::new(machine.shared(), Arc::new(genesis())));
     let transport = Arc::new(Patience { pieces, given: Mutex::default() });
     let mut network = Network { me: node("DE"), guard, transport: transport.clone() };

@@ -10,9 +10,11 @@ use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::at;
 use super::founding::large_envelope;
 use crate::raft::log_store::{APPEND_BYTES_MAX, LogStore};
 use crate::raft::segment;
+use crate::raft::segment::SEGMENT_BYTES;
 use crate::raft::wal::{BadLog, Owner, Record, Recovered, Wal};
 use crate::raft::wire::{WireEntry, WireLogId, WirePayload, WireVote};
 
@@ -32,7 +34,7 @@ fn vote(term: u64) -> Record {
 
 /// Writes each list of records as a frame of its own, and waits for the disk.
 fn write(folder: &Path, frames: &[Vec<Record>]) -> io::Result<()> {
-    let (wal, _) = Wal::open(folder, &OWNER).unwrap();
+    let (wal, _) = Wal::open(at(folder), &OWNER, SEGMENT_BYTES).unwrap();
     frames.iter().try_for_each(|records| put(&wal, records.clone()))
 }
 
@@ -43,7 +45,7 @@ fn put(wal: &Wal, records: Vec<Record>) -> io::Result<()> {
 }
 
 fn read(folder: &Path) -> Result<Recovered, BadLog> {
-    Wal::open(folder, &OWNER).map(|(_, recovered)| recovered)
+    Wal::open(at(folder), &OWNER, SEGMENT_BYTES).map(|(_, recovered)| recovered)
 }
 
 fn indexes(recovered: &Recovered) -> Vec<u64> {
@@ -51,7 +53,7 @@ fn indexes(recovered: &Recovered) -> Vec<u64> {
 }
 
 fn last_segment(folder: &Path) -> (std::path::PathBuf, u64) {
-    let number = *segment::list(folder).unwrap().last().unwrap();
+    let number = *segment::list(&*at(folder)).unwrap().last().unwrap();
     (folder.join(format!("{number:016x}.wal")), number)
 }
 
@@ -96,7 +98,7 @@ fn a_vote_survives_the_removal_of_the_segment_that_it_was_in() {
     frames.extend((0..40).map(|index| vec![entry(index, 1024 * 1024 - 200)]));
     frames.push(vec![Record::Purge(id(38))]);
     write(folder.path(), &frames).unwrap();
-    assert_eq!(segment::list(folder.path()).unwrap().len(), 1, "the others were purged");
+    assert_eq!(segment::list(&*at(folder.path())).unwrap().len(), 1, "the others were purged");
     let found = read(folder.path()).unwrap();
     assert_eq!(found.vote.unwrap().term, 9);
     assert_eq!((indexes(&found), found.purged), (vec![39], Some(id(38))));
@@ -104,7 +106,7 @@ fn a_vote_survives_the_removal_of_the_segment_that_it_was_in() {
 
 /// The log in segments of 4 KiB, which hold two or three frames of a KiB.
 fn tiny(folder: &Path) -> Result<(Wal, Recovered), BadLog> {
-    Wal::open_in_segments_of(4_096, folder, &OWNER)
+    Wal::open(at(folder), &OWNER, 4_096)
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn a_log_that_was_purged_before_and_after_it_began_a_segment_opens_again() {
     append(8..20);
     put(&wal, vec![Record::Purge(id(17))]).unwrap();
     drop(wal);
-    assert!(segment::list(folder.path()).unwrap().len() <= 2, "the others were purged");
+    assert!(segment::list(&*at(folder.path())).unwrap().len() <= 2, "the others were purged");
     let found = tiny(folder.path()).unwrap().1;
     assert_eq!((indexes(&found), found.purged), (vec![18, 19], Some(id(17))));
 }
@@ -130,8 +132,8 @@ fn a_segment_that_is_gone_without_a_purge_is_missed() {
     let (wal, _) = tiny(folder.path()).unwrap();
     (0..8).for_each(|index| put(&wal, vec![entry(index, 1_000)]).unwrap());
     drop(wal);
-    let first = segment::list(folder.path()).unwrap()[0];
-    segment::remove(folder.path(), first).unwrap();
+    let first = segment::list(&*at(folder.path())).unwrap()[0];
+    segment::remove(&*at(folder.path()), first).unwrap();
     assert!(matches!(tiny(folder.path()), Err(BadLog::Corrupt { .. })));
 }
 
@@ -262,7 +264,7 @@ proptest! {
 #[tokio::test]
 async fn the_log_knows_its_weight_and_is_read_in_pieces() {
     let folder = folder();
-    let mut log = LogStore::open(folder.path(), &OWNER).unwrap();
+    let mut log = LogStore::open(at(folder.path()), &OWNER, SEGMENT_BYTES).unwrap();
     assert!(log.is_empty());
     let large = large_envelope("FR", 1).as_bytes().to_vec();
     let bytes = large.len();
@@ -278,7 +280,7 @@ async fn the_log_knows_its_weight_and_is_read_in_pieces() {
     log.purge(id(3).into()).await.unwrap();
     assert_eq!(*log.weight().borrow(), 3 * bytes);
     drop(log);
-    let log = LogStore::open(folder.path(), &OWNER).unwrap();
+    let log = LogStore::open(at(folder.path()), &OWNER, SEGMENT_BYTES).unwrap();
     assert_eq!((*log.weight().borrow(), log.is_empty()), (3 * bytes, false));
 }
 
@@ -315,14 +317,14 @@ fn another_gateways_folder_is_refused() {
     let folder = folder();
     write(folder.path(), &[vec![vote(1)]]).unwrap();
     for owner in [Owner { node: 2, ..OWNER }, Owner { genesis: [8; 32], ..OWNER }] {
-        assert!(matches!(Wal::open(folder.path(), &owner), Err(BadLog::AnotherOwner(_))));
+        assert!(matches!(Wal::open(at(folder.path()), &owner, SEGMENT_BYTES), Err(BadLog::AnotherOwner(_))));
     }
 }
 
 #[test]
 fn after_a_failed_write_nothing_is_acknowledged() {
     let folder = folder();
-    let (wal, _) = Wal::open(folder.path(), &OWNER).unwrap();
+    let (wal, _) = Wal::open(at(folder.path()), &OWNER, SEGMENT_BYTES).unwrap();
     put(&wal, vec![vote(1)]).unwrap();
     // A frame above every limit cannot be written; that stands for a disk that fails.
     put(&wal, vec![entry(0, 65 * 1024 * 1024)]).unwrap_err();

@@ -1,5 +1,6 @@
 //! Gateways with an empty log: some are new, some have lost it, and those must not vote again.
 
+use super::at;
 use super::founding::{STATES, envelope, genesis, node};
 use super::script::{self, Script, follow_de};
 use super::wires::{SOON, Wires};
@@ -48,7 +49,7 @@ async fn a_snapshot_without_a_log_is_half_of_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let member = script::start(folder.path(), Script::absent()).await;
     follow_de(&member, 3).await;
-    let mut machine = StateMachine::open(&folder.path().join("other"), &genesis()).unwrap();
+    let mut machine = StateMachine::open(at(&folder.path().join("other")), &genesis()).unwrap();
     let meta = crate::raft::wire::WireMeta {
         last: Some(script::id(1, 3)),
         membership_at: Some(script::id(0, 0)),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::at;
 use super::founding::{STATES, gateway, genesis, node};
+use crate::raft::consensus::Sizes;
 use crate::raft::weight::LOG_BYTES_MAX;
 use crate::raft::{Consensus, NodeId, RaftConfig, Rpc, StartError, Timers, Transport, TransportError};
 
@@ -77,8 +79,9 @@ impl Wires {
     /// Starts a member from its folder.
     pub async fn start(self: &Arc<Wires>, state: &'static str) -> Result<Consensus, StartError> {
         let config = RaftConfig { node: node(state), data_dir: self.folder_of(state), timers: self.timers };
+        let sizes = Sizes { log_bytes_max: self.log_bytes_max, ..Sizes::REAL };
         let wire = Arc::new(Wire { from: state, wires: Arc::clone(self) });
-        let member = Consensus::start_with_log_of(self.log_bytes_max, config, genesis(), wire).await?;
+        let member = Consensus::start_in(at(&config.data_dir), sizes, config, genesis(), wire).await?;
         self.members.lock().unwrap().insert(node(state), member.clone());
         member.initialize_if_first().await?;
         Ok(member)
