@@ -4,6 +4,7 @@ mod answers;
 mod cluster;
 mod damage;
 mod founding;
+mod frozen;
 mod guard;
 mod hindsight;
 mod outcomes;
