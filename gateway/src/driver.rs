@@ -12,6 +12,7 @@ mod attempt;
 mod attempts;
 mod bubblewrap;
 mod capture;
+mod cluster;
 mod devices;
 mod disk;
 mod fault;
@@ -22,9 +23,11 @@ mod gpus;
 mod journal;
 mod kubernetes;
 mod launcher;
+mod ledger;
 mod limits;
 mod local;
 mod order;
+mod phase;
 mod place;
 mod processes;
 mod record;
@@ -38,12 +41,13 @@ mod staging;
 mod step;
 mod stop;
 mod supervisor;
+mod threads;
 mod tree;
 mod work;
 
 pub use kubernetes::{
-    BadKubernetesName, BadMapping, Kubernetes, KubernetesPool, KubernetesSettings, LabelValue, NoKubernetes,
-    ObjectName, QualifiedName,
+    BadKubernetesName, BadMapping, KubernetesPool, KubernetesSettings, LabelValue, NoKubernetes, ObjectName,
+    QualifiedName, start_kubernetes,
 };
 pub use launcher::BadLauncher;
 pub use local::{Local, stop_attempts};
@@ -52,8 +56,8 @@ pub use record::{LOG_CHUNK_BYTES_MAX, RECORD_BYTES_MAX, TAIL_BYTES_MAX};
 pub use sandbox::{Isolation, RunAs};
 pub use settings::{LocalPool, LocalSettings, NoDriver};
 pub use slurm::{
-    BadAccounts, BadAddress, BadGres, BadName, GresName, LocalName, NoSlurm, Slurm, SlurmPool, SlurmSettings,
-    TokenSource,
+    BadAccounts, BadAddress, BadGres, BadName, GresName, LocalName, NoSlurm, SlurmPool, SlurmSettings, TokenSource,
+    start_slurm,
 };
 pub use supervisor::run_attempt;
 pub use work::{Source, StageIn, StageKind, StageOut, Step, WorkOrder, WorkOwner};
@@ -149,6 +153,10 @@ pub enum DriverError {
     /// The machine failed: try again.
     #[error("cannot {what}: {cause}")]
     Io { what: &'static str, cause: std::io::Error },
+}
+
+fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> DriverError {
+    move |cause| DriverError::Io { what, cause }
 }
 
 /// Unix milliseconds, as this machine's clock has them.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use federation::{CapacityReport, JobId, PoolId, Reason};
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::driver::{
-    AttemptRecord, AttemptStatus, Driver, DriverError, Kubernetes, KubernetesSettings, Local, LocalSettings, LogChunk,
-    LogStream, NoDriver, NoKubernetes, NoSlurm, Slurm, SlurmSettings, WorkOrder,
+    AttemptRecord, AttemptStatus, Driver, DriverError, KubernetesSettings, Local, LocalSettings, LogChunk, LogStream,
+    NoDriver, NoKubernetes, NoSlurm, SlurmSettings, WorkOrder, start_kubernetes, start_slurm,
 };
 
 const NO_POOL: &str = "the pool is not one of this gateway";
@@ -20,6 +21,8 @@ const NO_POOL: &str = "the pool is not one of this gateway";
 pub struct Drivers {
     each: Vec<Arc<dyn Driver>>,
     changes: watch::Sender<u64>,
+    /// Ends with the drivers, and not with those who listen: nobody does at first.
+    _forwarding: JoinSet<()>,
 }
 
 /// Why a driver does not start. Always the operator's to mend.
@@ -53,11 +56,11 @@ impl Drivers {
         for factory in &config.factories {
             let wrong = |cause| NoDrivers::Slurm { factory: factory.name.to_string(), cause };
             if let Some(settings) = SlurmSettings::of(config, factory).map_err(wrong)? {
-                each.push(Arc::new(Slurm::start(settings).map_err(wrong)?));
+                each.push(start_slurm(settings).map_err(wrong)?);
             }
             let wrong = |cause| NoDrivers::Kubernetes { factory: factory.name.to_string(), cause };
             if let Some(settings) = KubernetesSettings::of(config, factory).map_err(wrong)? {
-                each.push(Arc::new(Kubernetes::start(settings).map_err(wrong)?));
+                each.push(start_kubernetes(settings).map_err(wrong)?);
             }
         }
         let local = LocalSettings::of(config);
@@ -70,22 +73,16 @@ impl Drivers {
 
     /// These, in the order in which they are asked.
     pub fn new(each: Vec<Arc<dyn Driver>>) -> Drivers {
-        let changes = watch::Sender::new(0);
+        let (changes, mut forwarding) = (watch::Sender::new(0), JoinSet::new());
         for driver in &each {
             let (mut theirs, ours) = (driver.changes(), changes.clone());
-            tokio::spawn(async move {
-                loop {
-                    tokio::select! {
-                        changed = theirs.changed() => match changed {
-                            Ok(()) => ours.send_modify(|count| *count += 1),
-                            Err(_) => return,
-                        },
-                        () = ours.closed() => return,
-                    }
+            forwarding.spawn(async move {
+                while theirs.changed().await.is_ok() {
+                    ours.send_modify(|count| *count += 1);
                 }
             });
         }
-        Drivers { each, changes }
+        Drivers { each, changes, _forwarding: forwarding }
     }
 
     fn of_pool(&self, pool: &PoolId) -> Option<&Arc<dyn Driver>> {
@@ -165,10 +162,12 @@ impl Driver for Drivers {
     fn forget(&self, job: &JobId, attempt: u32) -> BoxFuture<'_, Result<(), DriverError>> {
         let job = *job;
         async move {
+            // One that cannot now keeps no other from it.
+            let mut forgotten = Ok(());
             for driver in &self.each {
-                driver.forget(&job, attempt).await?;
+                forgotten = forgotten.and(driver.forget(&job, attempt).await);
             }
-            Ok(())
+            forgotten
         }
         .boxed()
     }
@@ -190,10 +189,15 @@ fn has_entries(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::time::Duration;
 
     use federation::{End, Timestamp};
+    use tokio::time::timeout;
 
     use super::*;
+
+    /// Turns an event that does not come into a failure.
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     /// A driver that notes what it is told.
     struct Noted {
@@ -290,5 +294,21 @@ mod tests {
         assert_eq!(drivers.held(), [(kept, 1), (buried, 1)]);
         drivers.forget(&buried, 1).await.expect("forgotten");
         assert_eq!(drivers.held(), [(kept, 1)]);
+    }
+
+    #[tokio::test]
+    async fn whoever_listens_later_hears_of_a_change_all_the_same() {
+        let driver = noted("FR/a/h100");
+        let drivers = Drivers::new(vec![Arc::clone(&driver) as Arc<dyn Driver>]);
+        // A gateway has much to do between the start of its drivers and that of its host.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let mut changes = drivers.changes();
+        driver.take(JobId::new(1, [0; 10]), 1).await.expect("taken");
+        timeout(PATIENCE, changes.changed()).await.expect("it is heard").expect("a change");
+
+        drop(drivers);
+        timeout(PATIENCE, driver.changes.closed()).await.expect("nobody listens any more");
     }
 }

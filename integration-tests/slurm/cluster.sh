@@ -148,8 +148,12 @@ up() {
   NAME=${NAME:-c1} PORT=${PORT:-17800} MIN_JOB_AGE=${MIN_JOB_AGE:-300} CGROUPS=${CGROUPS:-0} CPUS=${CPUS:-16}
   MEMORY_MIB=${MEMORY_MIB:-64000} MAX_TIME=${MAX_TIME:-04:00:00} ACCOUNTS=${ACCOUNTS:-ent-alice ent-bob ent-carol}
   SOCKET_OF=${SOCKET_OF:-ent-alice}
-  for it in $ACCOUNTS "$SOCKET_OF"; do getent passwd "$it" >/dev/null || useradd -M -d /nonexistent -s /bin/sh "$it"; done
-  getent passwd entente-rest >/dev/null || useradd -r -s /usr/sbin/nologin entente-rest
+  # Clusters that start side by side make the same accounts: one after the other.
+  (
+    flock 9
+    for it in $ACCOUNTS "$SOCKET_OF"; do getent passwd "$it" >/dev/null || useradd -M -d /nonexistent -s /bin/sh "$it"; done
+    getent passwd entente-rest >/dev/null || useradd -r -s /usr/sbin/nologin entente-rest
+  ) 9<"$0"
   mkdir -p "$F"/{etc/munge,run/socket,state,spool,log}
   declare -p NAME PORT SOCKET_OF | sed 's/^declare -- //' >"$F/etc/cluster"
   chmod 755 "$F" "$F"/{etc,run,log}

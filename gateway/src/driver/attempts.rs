@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 
-use federation::{End, JobId, PoolId};
+use federation::{JobId, PoolId};
 use tokio::sync::watch;
 
 use super::devices::Devices;
-use super::fault::Fault;
-use super::folder::{Done, Key};
+use super::folder::Key;
 use super::order::{BadOrder, Order};
+use super::phase::Phase;
 use super::settings::LocalPool;
 use super::{AttemptStatus, DriverError};
 
@@ -21,13 +21,6 @@ pub(super) struct Attempt {
     pool: Option<PoolId>,
     devices: Vec<u32>,
     phase: Phase,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    Starting,
-    Running { started_ms: u64 },
-    Done { end: End, started_ms: Option<u64> },
 }
 
 /// All attempts, and the pools that they are in.
@@ -80,12 +73,7 @@ impl Attempts {
     }
 
     pub fn status(&self, key: Key) -> AttemptStatus {
-        match self.phase(key) {
-            None => AttemptStatus::Unknown,
-            Some(Phase::Starting) => AttemptStatus::Starting,
-            Some(Phase::Running { started_ms }) => AttemptStatus::Running { started_ms },
-            Some(Phase::Done { end, started_ms }) => AttemptStatus::Done { end, started_ms },
-        }
+        self.phase(key).map_or(AttemptStatus::Unknown, AttemptStatus::from)
     }
 
     pub fn phase(&self, key: Key) -> Option<Phase> {
@@ -108,13 +96,9 @@ impl Attempts {
 
     /// An attempt has moved on.
     pub fn set(&self, key: Key, phase: Phase) {
-        let mut table = self.lock();
-        let Some(attempt) = table.get_mut(&key).filter(|it| !it.is_done() && it.phase != phase) else {
-            return;
-        };
-        attempt.phase = phase;
-        drop(table);
-        self.tick();
+        if self.lock().get_mut(&key).is_some_and(|attempt| attempt.phase.advance(phase)) {
+            self.tick();
+        }
     }
 
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -147,16 +131,6 @@ impl Attempt {
     }
 
     fn is_done(&self) -> bool {
-        matches!(self.phase, Phase::Done { .. })
-    }
-}
-
-impl Phase {
-    /// What is kept in memory of how an attempt ended. One whose file is damaged ran, so it must not run again.
-    pub fn of(done: &std::io::Result<Done>) -> Phase {
-        match done {
-            Ok(done) => Phase::Done { end: done.end.clone(), started_ms: done.record.running_ms },
-            Err(_) => Phase::Done { end: Fault::Unreadable.end(), started_ms: None },
-        }
+        self.phase.is_done()
     }
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
-use super::attempts::Phase;
 use super::fault::Fault;
 use super::folder::{Done, Folder, Key, Seen};
 use super::local::Shared;
 use super::now_ms;
+use super::phase::Phase;
 use super::processes::kill_leftovers;
 
 /// Between two looks at an attempt that starts: it soon runs.

@@ -16,16 +16,16 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::attempts::{Attempt, Attempts, Phase};
+use super::attempts::{Attempt, Attempts};
 use super::disk::free_bytes;
-use super::fault::Fault;
 use super::folder::{Done, Folder, Key, Seen};
 use super::follower::follow;
 use super::order::{BadOrder, Order, Rules};
-use super::record::one_line;
+use super::phase::Phase;
 use super::settings::{LocalSettings, NoDriver};
 use super::{
-    AttemptRecord, AttemptStatus, Driver, DriverError, LOG_CHUNK_BYTES_MAX, LogChunk, LogStream, WorkOrder, now_ms,
+    AttemptRecord, AttemptStatus, Driver, DriverError, LOG_CHUNK_BYTES_MAX, LogChunk, LogStream, WorkOrder, io_failed,
+    now_ms,
 };
 
 /// Between two looks at attempts that are stopping.
@@ -177,7 +177,7 @@ impl Shared {
             }
             order.devices = self.attempts.assign(&order.pool, gpus, nodes)?;
             let claimed = Folder::claim(&self.settings.attempts, &order);
-            claimed.map_err(io("write the order"))?;
+            claimed.map_err(io_failed("write the order"))?;
             self.attempts.insert(order.key(), Attempt::of(&order));
         }
         self.follow(order.key());
@@ -188,12 +188,12 @@ impl Shared {
         let _claim = self.claim();
         match self.attempts.phase(key) {
             Some(Phase::Done { .. }) => Ok(()),
-            Some(_) => self.folder(key).request_cancel().map_err(io("ask for the stop")),
+            Some(_) => self.folder(key).request_cancel().map_err(io_failed("ask for the stop")),
             None => {
                 // An order that is still on its way must find that it came too late.
                 let done = Done { end: End::Canceled, record: AttemptRecord::default() };
                 let buried = Folder::bury(&self.settings.attempts, key, &done);
-                buried.map_err(io("note the cancellation"))?;
+                buried.map_err(io_failed("note the cancellation"))?;
                 self.attempts.insert(key, Attempt::gone(Phase::of(&Ok(done))));
                 Ok(())
             }
@@ -210,10 +210,10 @@ impl Shared {
             Ok(mut log) => {
                 log.seek(SeekFrom::Start(offset))
                     .and_then(|_| log.take(limit as u64).read_to_end(&mut bytes))
-                    .map_err(io("read the log"))?;
+                    .map_err(io_failed("read the log"))?;
             }
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
-            Err(cause) => return Err(io("read the log")(cause)),
+            Err(cause) => return Err(io_failed("read the log")(cause)),
         }
         let end = matches!(phase, Phase::Done { .. }) && bytes.len() < limit.max(1);
         Ok(LogChunk { next_offset: offset + bytes.len() as u64, bytes, end })
@@ -223,13 +223,13 @@ impl Shared {
         let folder = self.folder(key);
         match self.attempts.phase(key)? {
             Phase::Starting | Phase::Running { .. } => folder.state(),
-            Phase::Done { .. } => Some(folder.done().map_or_else(unreadable, |done| done.record)),
+            Phase::Done { .. } => Some(folder.done().map_or_else(AttemptRecord::unreadable, |done| done.record)),
         }
     }
 
     fn forget(&self, key: Key) -> Result<(), DriverError> {
         let (job, attempt) = key;
-        let failed = io("remove the attempt");
+        let failed = io_failed("remove the attempt");
         let gone = {
             let _claim = self.claim();
             match self.attempts.phase(key) {
@@ -316,30 +316,17 @@ impl DiskSeen {
     }
 }
 
-fn clear(folder: &Folder) {
-    if let Err(cause) = folder.clear() {
-        tracing::warn!(folder = %folder.path().display(), %cause, "not cleared");
-    }
-}
-
-fn unreadable(cause: io::Error) -> AttemptRecord {
-    let lines = [Fault::Unreadable.to_string(), one_line(&cause.to_string())];
-    AttemptRecord { system_logs: lines.into(), ..AttemptRecord::default() }
-}
-
 /// Runs to its end on a thread that may block, also when the caller goes away.
 fn on_a_thread<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, DriverError>> {
     let working = tokio::task::spawn_blocking(work);
-    async move {
-        let failed = |cause| io(what)(io::Error::other(cause));
-        working.await.map_err(failed)?
-    }
-    .boxed()
+    async move { working.await.map_err(|cause| io_failed(what)(io::Error::other(cause)))? }.boxed()
 }
 
-fn io(what: &'static str) -> impl Fn(io::Error) -> DriverError {
-    move |cause| DriverError::Io { what, cause }
+fn clear(folder: &Folder) {
+    if let Err(cause) = folder.clear() {
+        tracing::warn!(folder = %folder.path().display(), %cause, "not cleared");
+    }
 }

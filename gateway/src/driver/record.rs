@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::Fault;
+
 /// The end of a stream that a record keeps: 32 KiB x 2 streams x [`STEPS_MAX`] executors = 4 MiB.
 pub const TAIL_BYTES_MAX: usize = 32 * 1024;
 /// Executors of one task: as many as a TES document may have.
@@ -79,6 +81,14 @@ pub struct LogStream {
 pub enum Pipe {
     Stdout,
     Stderr,
+}
+
+impl AttemptRecord {
+    /// In place of one that cannot be read.
+    pub(super) fn unreadable(cause: std::io::Error) -> AttemptRecord {
+        let lines = [Fault::Unreadable.to_string(), one_line(&cause.to_string())];
+        AttemptRecord { system_logs: lines.into(), ..AttemptRecord::default() }
+    }
 }
 
 impl Pipe {

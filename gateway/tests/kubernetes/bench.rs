@@ -11,8 +11,8 @@ use std::time::Duration;
 use certs::MemberState;
 use federation::{CapacityReport, End, JobId, PoolId, Pseudonym};
 use gateway::driver::{
-    AttemptRecord, AttemptStatus, Driver, Kubernetes, KubernetesPool, KubernetesSettings, LabelValue, LogStream, Pipe,
-    QualifiedName, Step, WorkOrder, WorkOwner,
+    AttemptRecord, AttemptStatus, Driver, KubernetesPool, KubernetesSettings, LabelValue, LogStream, Pipe,
+    QualifiedName, Step, WorkOrder, WorkOwner, start_kubernetes,
 };
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -45,7 +45,7 @@ pub struct Bench {
     pub client: Client,
     written: Written,
     kubelet_port: u16,
-    driver: Option<Kubernetes>,
+    driver: Option<Arc<dyn Driver>>,
 }
 
 /// Runs a test on the shared control plane, or prints why not.
@@ -178,15 +178,15 @@ impl Bench {
     /// What a gateway does that comes up again.
     pub async fn restart(&mut self) {
         self.stop();
-        self.driver = Some(Kubernetes::start(self.settings.clone()).expect("a driver"));
+        self.driver = Some(start_kubernetes(self.settings.clone()).expect("a driver"));
     }
 
     pub fn stop(&mut self) {
         self.driver = None;
     }
 
-    pub fn driver(&self) -> &Kubernetes {
-        self.driver.as_ref().expect("a driver that was not stopped")
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_deref().expect("a driver that was not stopped")
     }
 
     pub fn pool(&self) -> PoolId {

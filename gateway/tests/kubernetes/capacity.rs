@@ -1,6 +1,5 @@
 //! What is lent.
 
-use gateway::driver::Driver;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use serde_json::json;

@@ -2,7 +2,7 @@
 
 use certs::MemberState;
 use federation::End;
-use gateway::driver::{AttemptStatus, Driver, LogStream, Pipe, Source, StageIn, StageKind};
+use gateway::driver::{AttemptStatus, LogStream, Pipe, Source, StageIn, StageKind};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use serde_json::json;

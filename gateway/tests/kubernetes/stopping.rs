@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use federation::End;
-use gateway::driver::{AttemptStatus, Driver};
+use gateway::driver::AttemptStatus;
 use kube::api::{DeleteParams, PropagationPolicy};
 use serde_json::json;
 

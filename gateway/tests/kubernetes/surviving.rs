@@ -1,7 +1,7 @@
 //! What survives the gateway, and what is never done twice.
 
 use federation::End;
-use gateway::driver::{AttemptStatus, Driver};
+use gateway::driver::AttemptStatus;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::PostParams;
 use serde_json::json;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use certs::MemberState;
 use federation::{End, Pseudonym};
-use gateway::driver::{Driver, DriverError, LocalName, TokenSource};
+use gateway::driver::{DriverError, LocalName, TokenSource};
 
 use super::bench::{USUAL, on, pool, sh};
 

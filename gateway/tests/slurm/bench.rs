@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use certs::MemberState;
 use federation::{CapacityReport, End, JobId, PoolId, Pseudonym};
 use gateway::driver::{
-    AttemptRecord, AttemptStatus, Driver, GresName, LocalName, LogStream, Pipe, Slurm, SlurmPool, SlurmSettings, Step,
-    TokenSource, WorkOrder, WorkOwner,
+    AttemptRecord, AttemptStatus, Driver, GresName, LocalName, LogStream, Pipe, SlurmPool, SlurmSettings, Step,
+    TokenSource, WorkOrder, WorkOwner, start_slurm,
 };
 use nix::unistd::{Group, User, geteuid, setfsgid, setfsuid};
 use tempfile::TempDir;
@@ -44,7 +45,7 @@ pub struct Bench {
     pub cluster: Cluster,
     pub folder: TempDir,
     pub settings: SlurmSettings,
-    driver: Option<Slurm>,
+    driver: Option<Arc<dyn Driver>>,
 }
 
 /// Runs a test on a cluster, or prints why not.
@@ -99,8 +100,10 @@ pub fn script() -> PathBuf {
 /// A local account, made if it is missing.
 pub fn account(name: &str) -> User {
     if User::from_name(name).expect("accounts").is_none() {
-        let _somebody_was_faster =
-            Command::new("/usr/sbin/useradd").args(["-M", "-d", "/nonexistent", "-s", "/bin/sh", name]).status();
+        // As the script does: two cannot change the list at once.
+        let mut command = Command::new("flock");
+        command.arg(script()).args(["/usr/sbin/useradd", "-M", "-d", "/nonexistent", "-s", "/bin/sh", name]);
+        let _somebody_was_faster = command.status();
     }
     User::from_name(name).expect("accounts").expect("an account")
 }
@@ -215,7 +218,7 @@ impl Bench {
         self.stop();
         let settings = self.settings.clone();
         // On a thread of the gateway's account.
-        let started = tokio::task::spawn_blocking(move || Slurm::start(settings)).await.expect("no panic");
+        let started = tokio::task::spawn_blocking(move || start_slurm(settings)).await.expect("no panic");
         self.driver = Some(started.expect("a driver"));
         self.until("the cluster is seen", |it| it.driver().capacity(&pool()).is_some()).await;
     }
@@ -225,8 +228,8 @@ impl Bench {
         self.driver = None;
     }
 
-    pub fn driver(&self) -> &Slurm {
-        self.driver.as_ref().expect("a driver that was not stopped")
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_deref().expect("a driver that was not stopped")
     }
 
     pub async fn submit(&self, order: WorkOrder) -> JobId {

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use gateway::driver::Driver;
-
 use super::bench::{Bench, Like, USUAL, on, pool, sh, slurm_pool};
 
 #[test]

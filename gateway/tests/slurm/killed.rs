@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use federation::{End, JobId};
-use gateway::driver::{AttemptStatus, Driver, Slurm, SlurmSettings, TokenSource};
+use gateway::driver::{AttemptStatus, SlurmSettings, TokenSource, start_slurm};
 
 use super::bench::{Bench, Like, USERS, account, missing, name, script, settings_in, sh, skip_without};
 
@@ -44,7 +44,8 @@ fn two_hundred_jobs_run_once_each_however_often_the_gateway_is_killed() {
         assert!(begun.elapsed() < Duration::from_secs(500), "after {kills} kills they are still not done");
         std::thread::sleep(Duration::from_millis(10));
     };
-    assert!(status.success(), "{}", std::fs::read_to_string(bench.folder.path().join("host.log")).unwrap_or_default());
+    let log = || std::fs::read_to_string(bench.folder.path().join("host.log")).unwrap_or_default();
+    assert!(status.success(), "{}", log());
     assert!(kills >= 10, "only {kills} kills");
 
     let ran = std::fs::read_to_string(bench.files().join("lines")).expect("a file");
@@ -55,8 +56,9 @@ fn two_hundred_jobs_run_once_each_however_often_the_gateway_is_killed() {
     listed.lines().for_each(|line| *jobs.entry(line).or_default() += 1);
     for number in 0..JOBS {
         let job = id(number);
-        assert_eq!(times.get(job.to_string().as_str()), Some(&1), "{job} ran so often after {kills} kills");
-        assert_eq!(jobs.get(name(job).as_str()), Some(&1), "{job} was so many jobs after {kills} kills");
+        let story = || log().lines().filter(|line| line.contains(&job.to_string())).collect::<Vec<_>>().join("\n");
+        assert_eq!(times.get(job.to_string().as_str()), Some(&1), "{job}, {kills} kills: runs of it\n{}", story());
+        assert_eq!(jobs.get(name(job).as_str()), Some(&1), "{job}, {kills} kills: jobs of it\n{}", story());
     }
     eprintln!("{JOBS} jobs, {kills} kills, {:?}", begun.elapsed());
 }
@@ -74,7 +76,8 @@ fn host() {
 }
 
 async fn drive(folder: PathBuf) {
-    let driver = Slurm::start(read_settings(&folder)).expect("a driver");
+    tracing_subscriber::fmt().with_ansi(false).init();
+    let driver = start_slurm(read_settings(&folder)).expect("a driver");
     let lines = folder.join("files/lines");
     for number in 0..JOBS {
         let mut order = sh(&format!("echo $ENTENTE_JOB >>{}", lines.display()));

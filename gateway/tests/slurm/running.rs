@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use federation::End;
-use gateway::driver::{AttemptStatus, Driver, LogStream, Pipe, Source, StageIn, StageKind, StageOut};
+use gateway::driver::{AttemptStatus, LogStream, Pipe, Source, StageIn, StageKind, StageOut};
 
 use super::bench::{Like, USUAL, account, name, on, reason, sh, step, steps};
 

@@ -1,7 +1,7 @@
 //! Stopping: by those who asked for the task, and by the factory.
 
 use federation::End;
-use gateway::driver::{AttemptStatus, Driver};
+use gateway::driver::AttemptStatus;
 
 use super::bench::{USUAL, name, on, reason, sh};
 

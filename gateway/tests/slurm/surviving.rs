@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use federation::End;
-use gateway::driver::{AttemptStatus, Driver, Slurm};
+use gateway::driver::{AttemptStatus, start_slurm};
 
 use super::bench::{Bench, Like, USUAL, name, on, pool, reason, settings, sh};
 
@@ -102,7 +102,7 @@ fn two_clusters_are_driven_side_by_side() {
         let mut second = settings(&other, folder.path());
         second.pools = vec![super::bench::slurm_pool("a100-40", "gpu:a100", 1, 8, 1)];
         let a100 = second.pools[0].id;
-        let second = tokio::task::spawn_blocking(move || Slurm::start(second)).await.expect("no panic");
+        let second = tokio::task::spawn_blocking(move || start_slurm(second)).await.expect("no panic");
         let second = second.expect("a driver");
         let mut there = sh("echo $CUDA_VISIBLE_DEVICES");
         (there.pool, there.gpus) = (a100, 8);

@@ -8,7 +8,9 @@ use federation::PoolId;
 use k8s_openapi::api::batch::v1::Job;
 use serde::{Deserialize, Serialize};
 
+use super::next::Memory;
 use super::outcome::GivenUp;
+use crate::driver::ledger;
 
 /// One attempt, as far as it must survive the gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,14 +43,20 @@ pub(super) struct Work {
     pub start_s: u64,
 }
 
+/// A request to Kubernetes about one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Post,
+    MakeSecret,
+    /// Of the Job with this uid.
+    Delete {
+        uid: String,
+    },
+}
+
 impl Entry {
     pub fn new(work: Work) -> Entry {
         Entry { work: Some(work), posted_ms: None, uid: None, pod: None, cancel: false, given_up: None }
-    }
-
-    /// Of an attempt that never came.
-    pub fn buried() -> Entry {
-        Entry { work: None, posted_ms: None, uid: None, pod: None, cancel: true, given_up: None }
     }
 
     /// Nobody wants it to run any more.
@@ -58,6 +66,28 @@ impl Entry {
 
     pub fn namespace(&self) -> &str {
         self.work.as_ref().map_or("", |work| work.namespace.as_str())
+    }
+}
+
+impl ledger::Entry for Entry {
+    type Memory = Memory;
+    type Deed = Deed;
+
+    fn buried() -> Entry {
+        Entry { work: None, posted_ms: None, uid: None, pod: None, cancel: true, given_up: None }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::of(self)
+    }
+
+    fn cancel(&mut self) {
+        self.cancel = true;
+    }
+
+    /// What ends a Job frees its GPUs.
+    fn goes_first(deed: &Deed) -> bool {
+        matches!(deed, Deed::Delete { .. })
     }
 }
 

@@ -1,5 +1,5 @@
 //! Next: what is to be done about an attempt, from what is known of it. Decided anew at every look, but while a request
-//! about it is on its way.
+//! about it is in hand.
 //!
 //! Asking twice for a Job is harmless: its name is the attempt's, and our finalizer keeps the name taken until the end is
 //! noted. Invariants: an attempt is over only when its pods are, or when the API has said for a while that there is
@@ -7,10 +7,9 @@
 
 use std::collections::BTreeSet;
 
-use super::entry::Entry;
+use super::entry::{Deed, Entry};
 use super::observed::{SeenJob, SeenPod, SeenStep};
 use super::outcome::GivenUp;
-use super::table::Deed;
 use super::tries::Tries;
 
 /// A Job or a pod that was there and is not listed any more is gone, if that stays so.
@@ -37,8 +36,6 @@ const UNSTARTABLE: [&str; 4] =
 /// What is known only since the gateway started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Memory {
-    /// A request about it is on its way.
-    pub in_hand: bool,
     pub tries: Tries,
     /// When its uid became known.
     pub known_at_ms: u64,
@@ -64,6 +61,22 @@ impl Memory {
     pub fn of(entry: &Entry) -> Memory {
         let lost_ms = entry.posted_ms.filter(|_| entry.uid.is_none());
         Memory { tries: Tries::after(lost_ms), ..Memory::default() }
+    }
+
+    /// What is seen of its pod is remembered, whatever else is decided.
+    pub fn see(&mut self, entry: &Entry, pods: &[SeenPod]) {
+        if let Some(pod) = entry.pod.as_ref().and_then(|uid| pods.iter().find(|it| it.uid == *uid)) {
+            self.pod = Some(pod.clone());
+        }
+    }
+
+    /// Whether one of its pods is not over; then whatever was taken for its end was none, and the next has its own time.
+    fn lives(&mut self, pods: &[SeenPod]) -> bool {
+        let lives = pods.iter().any(SeenPod::is_live);
+        if lives {
+            self.over_since_ms = None;
+        }
+        lives
     }
 }
 
@@ -115,12 +128,7 @@ impl Next {
 
 /// Decides.
 pub(super) fn next(entry: &Entry, memory: &mut Memory, look: Look, now_ms: u64) -> Next {
-    if let Some(pod) = entry.pod.as_ref().and_then(|uid| look.pods.iter().find(|it| it.uid == *uid)) {
-        memory.pod = Some(pod.clone());
-    }
-    if memory.in_hand {
-        return Next::Wait;
-    }
+    memory.see(entry, look.pods);
     // One of the same name that was made later is somebody else's.
     let is_its = |job: &&SeenJob| entry.uid.as_ref().is_none_or(|uid| *uid == job.uid);
     match look.job.filter(is_its) {
@@ -142,7 +150,7 @@ fn seen(entry: &Entry, memory: &mut Memory, job: &SeenJob, look: Look, now_ms: u
     if let Some(next) = pinned(entry, look) {
         return next;
     }
-    let is_live = look.pods.iter().any(SeenPod::is_live);
+    let is_live = memory.lives(look.pods);
     // Whoever else deletes a Job may do so without its pods: only what we asked for ourselves waits for them.
     let is_emptied = job.is_bare && memory.deleted_ms.is_some_and(|at| look.begun_ms >= at);
     if (job.finish.is_some() || is_emptied) && !is_live {
@@ -257,7 +265,7 @@ fn unseen(entry: &Entry, memory: &mut Memory, look: Look, now_ms: u64) -> Next {
         return Next::Wait;
     }
     let since = *memory.missing_since_ms.get_or_insert(look.begun_ms);
-    let is_live = look.pods.iter().any(SeenPod::is_live);
+    let is_live = memory.lives(look.pods);
     match look.begun_ms >= since + MISSING_MS && !is_live {
         true => conclude(memory, look, true, now_ms),
         false => Next::Wait,
@@ -319,7 +327,6 @@ mod tests {
         let none = Memory::default();
         let fresh = Entry::new(work());
         assert_eq!(check(&fresh, &none, None, &[], 5), Next::Post);
-        assert_eq!(check(&fresh, &Memory { in_hand: true, ..Memory::default() }, None, &[], 5), Next::Wait);
         let mut refused = Memory::default();
         refused.tries.failed(5, &Trouble::Silence, 5);
         assert_eq!(check(&fresh, &refused, None, &[], 6), Next::Wait);
@@ -355,6 +362,14 @@ mod tests {
         for pods in [vec![second.clone()], vec![running(), second]] {
             assert_eq!(check(&open(), &none, Some(&job()), &pods, 120_000), Next::GiveUp(GivenUp::SecondPod));
         }
+    }
+
+    #[test]
+    fn an_end_that_was_none_costs_the_next_one_no_patience() {
+        let mut memory = Memory { over_since_ms: Some(5), ..Memory::default() };
+        let look = Look { begun_ms: 120_000, job: Some(&job()), pods: &[running()] };
+        assert_eq!(next(&open(), &mut memory, look, 120_000), Next::Wait);
+        assert_eq!(memory.over_since_ms, None);
     }
 
     #[test]

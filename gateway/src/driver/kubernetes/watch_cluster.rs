@@ -13,22 +13,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::api::Trouble;
 use super::capacity::{is_of, lent};
+use super::entry::Entry;
 use super::manifest::{ATTEMPT, JOB, factory_label, name};
 use super::mapping::Mapping;
 use super::next::{Look, Next, next};
 use super::observed::{SeenJob, SeenPod};
 use super::outcome::{Facts, conclude};
 use super::seen::{Ours, Place, Stray};
-use super::table::Phase;
-use super::{Cluster, KubernetesPool};
+use super::{Cluster, KubernetesPool, Row};
 use crate::driver::folder::Key;
 use crate::driver::now_ms;
+use crate::driver::phase::Phase;
 
 /// Between two looks; longer where they take long, as on a cluster with many pods.
 const EVERY: Duration = Duration::from_secs(1);
 const EVERY_MAX: Duration = Duration::from_secs(5);
-/// Between two looks at what is shown of the pools: silence shows by itself.
-const SHOWN_EVERY: Duration = Duration::from_millis(500);
 
 impl Cluster {
     pub(super) async fn watch_kubernetes(self: Arc<Self>) {
@@ -54,20 +53,6 @@ impl Cluster {
         }
     }
 
-    /// Ticks when what is shown of some pool has changed, also when it has by silence.
-    pub(super) async fn watch_reports(self: Arc<Self>) {
-        let mut shown = HashMap::new();
-        loop {
-            for (pool, report) in self.reports() {
-                let now = report.map(|it| (it.lendable, it.problem));
-                if shown.insert(pool, now.clone()).is_none_or(|before| before != now) {
-                    self.table.tick();
-                }
-            }
-            tokio::time::sleep(SHOWN_EVERY).await;
-        }
-    }
-
     async fn look_at_all(self: &Arc<Self>) -> Result<(), Trouble> {
         self.look_at_files().await;
         self.look_at_ours().await?;
@@ -77,7 +62,7 @@ impl Cluster {
     /// Moves every attempt on that is not done.
     async fn look_at_ours(self: &Arc<Self>) -> Result<(), Trouble> {
         let ours = self.list_ours().await?;
-        for key in self.table.open_keys() {
+        for key in self.ledger.open_keys() {
             self.move_on(key, &ours).await;
         }
         let strays = self.strays(&ours);
@@ -111,11 +96,16 @@ impl Cluster {
         let nodes = self.api.nodes().await?;
         let pods = self.api.pods().await?;
         // Read after the pods, so that a Job that was made meanwhile is among them.
-        let own = self.table.uids();
+        let own = self.uids();
         let of = |pool: &KubernetesPool| (pool.id, lent(pool, &nodes, &pods, |pod| is_of(&own, pod)));
         let lent: Vec<(PoolId, _)> = self.settings.pools.iter().map(of).collect();
         self.seen().well(lent, at);
         Ok(())
+    }
+
+    /// Every Job that is known to be ours, by its uid, and its namespace.
+    fn uids(&self) -> HashMap<String, String> {
+        self.ledger.collect(|row| Some((row.entry.uid.clone()?, row.entry.namespace().to_owned())))
     }
 
     async fn look_at_files(self: &Arc<Self>) {
@@ -140,7 +130,7 @@ impl Cluster {
     }
 
     async fn move_on(self: &Arc<Self>, key: Key, ours: &Ours) {
-        let Some(entry) = self.table.entry(key) else {
+        let Some(entry) = self.ledger.entry(key) else {
             return;
         };
         let place = (entry.namespace().to_owned(), key);
@@ -148,19 +138,24 @@ impl Cluster {
         let uid = entry.uid.as_deref().or(job.map(|it| it.uid.as_str()));
         let pods = ours.pods_of(&place, uid, entry.pod.as_deref());
         let look = Look { begun_ms: ours.begun_ms, job, pods: &pods };
-        let decided = self.table.with(key, |row| {
-            let entry = Arc::clone(&row.entry);
-            let started = |pod: &SeenPod| pod.started_ms().map(|it| it.clamp(pod.created_ms.min(now_ms()), now_ms()));
-            let next = next(&entry, &mut row.memory, look, now_ms());
-            row.wanted = next.deed(job);
-            (next, row.memory.pod.as_ref().and_then(started))
+        let decided = self.ledger.decide(key, |entry, memory| {
+            let next = next(entry, memory, look, now_ms());
+            let deed = next.deed(job);
+            (next, deed)
         });
-        let Some((next, started_ms)) = decided else {
+        // That it runs is seen also while a request about it hangs.
+        let started = |pod: &SeenPod| pod.started_ms().map(|it| it.clamp(pod.created_ms.min(now_ms()), now_ms()));
+        let see = |row: &mut Row<Entry>| {
+            row.memory.see(&row.entry, &pods);
+            row.memory.pod.as_ref().and_then(started)
+        };
+        let started_ms = self.ledger.with(key, see).flatten();
+        if let Some(started_ms) = started_ms.filter(|_| !matches!(decided, Some(Next::Conclude { .. }))) {
+            self.ledger.advance(key, Phase::Running { started_ms });
+        }
+        let Some(next) = decided else {
             return;
         };
-        if let Some(started_ms) = started_ms.filter(|_| !matches!(next, Next::Conclude { .. })) {
-            self.table.advance(key, Phase::Running { started_ms });
-        }
         self.carry_out(key, next, job).await;
     }
 
@@ -169,14 +164,14 @@ impl Cluster {
             Next::Wait => false,
             Next::Post | Next::MakeSecret | Next::Delete => return self.write.notify_one(),
             Next::Adopt { uid } => {
-                let is_noted = self.note(key, move |entry| entry.uid = Some(uid)).await;
-                self.table.with(key, |row| row.memory.known_at_ms = now_ms());
+                let is_noted = self.ledger.note(key, move |entry| entry.uid = Some(uid)).await;
+                self.ledger.with(key, |row| row.memory.known_at_ms = now_ms());
                 is_noted
             }
-            Next::Pin { uid } => self.note(key, move |entry| entry.pod = Some(uid)).await,
+            Next::Pin { uid } => self.ledger.note(key, move |entry| entry.pod = Some(uid)).await,
             Next::GiveUp(why) => {
                 tracing::warn!(job = %key.0, attempt = key.1, ?why, "the attempt is given up");
-                self.note(key, move |entry| entry.given_up = Some(why)).await
+                self.ledger.note(key, move |entry| entry.given_up = Some(why)).await
             }
             Next::Conclude { is_lost } => self.conclude(key, job, is_lost).await,
         };
@@ -190,7 +185,7 @@ impl Cluster {
         let (finish, is_deleted) = (job.and_then(|it| it.finish.clone()), job.is_some_and(|it| it.is_deleted));
         let cluster = Arc::clone(self);
         let concluding = move || {
-            let row = cluster.table.with(key, |row| (Arc::clone(&row.entry), row.memory.clone()));
+            let row = cluster.ledger.with(key, |row| (Arc::clone(&row.entry), row.memory.clone()));
             let Some((entry, memory)) = row else {
                 return Ok(());
             };
@@ -206,10 +201,7 @@ impl Cluster {
                 are_logs_cut: memory.are_logs_cut,
                 now_ms: now_ms(),
             });
-            let _claim = cluster.claim();
-            cluster.journal.conclude(key, &done)?;
-            cluster.table.advance(key, Phase::of(&Ok(done)));
-            std::io::Result::Ok(())
+            cluster.ledger.conclude(key, done)
         };
         let concluded = tokio::task::spawn_blocking(concluding).await.map_err(std::io::Error::other).and_then(|it| it);
         if let Err(cause) = &concluded {
@@ -223,7 +215,7 @@ impl Cluster {
         let mapped = self.seen().mapping.namespaces();
         let is_stray = |(namespace, key): &Place| {
             // Anybody can write our labels on a Job, but not where only we may.
-            match self.table.with(*key, |row| (row.is_done(), row.entry.namespace() == namespace)) {
+            match self.ledger.with(*key, |row| (row.is_done(), row.entry.namespace() == namespace)) {
                 Some((is_done, is_same)) => is_done && (is_same || mapped.contains(namespace)),
                 None => mapped.contains(namespace),
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 
+use super::entry::Entry;
 use super::manifest::container_name;
 use super::next::unread;
 use super::observed::SeenStep;
@@ -28,7 +29,7 @@ struct Wanted {
 impl Cluster {
     pub(super) async fn watch_logs(self: Arc<Self>) {
         loop {
-            let wanted: Vec<_> = self.table.open_keys().into_iter().flat_map(|key| self.wanted_logs(key)).collect();
+            let wanted: Vec<_> = self.ledger.open_keys().into_iter().flat_map(|key| self.wanted_logs(key)).collect();
             let reading = wanted.into_iter().map(|it| Arc::clone(&self).gather(it));
             stream::iter(reading).buffer_unordered(LOGS_AT_ONCE).collect::<Vec<()>>().await;
             tokio::time::sleep(EVERY).await;
@@ -36,7 +37,7 @@ impl Cluster {
     }
 
     fn wanted_logs(&self, key: Key) -> Vec<Wanted> {
-        let of = |row: &mut Row| {
+        let of = |row: &mut Row<Entry>| {
             let Some(pod) = &row.memory.pod else {
                 return vec![];
             };
@@ -49,7 +50,7 @@ impl Cluster {
             };
             unread(&row.memory).into_iter().map(wanted).collect()
         };
-        self.table.with(key, of).unwrap_or_default()
+        self.ledger.with(key, of).unwrap_or_default()
     }
 
     async fn gather(self: Arc<Self>, wanted: Wanted) {
@@ -69,7 +70,7 @@ impl Cluster {
         let adding = move || cluster.logs.add(key, step, cursor, &answer, has_ended && !is_cut);
         match tokio::task::spawn_blocking(adding).await {
             Ok(Ok(())) if has_ended && !is_cut => {
-                self.table.with(key, |row| row.memory.read.insert(step));
+                self.ledger.with(key, |row| row.memory.read.insert(step));
                 self.look.notify_one();
             }
             Ok(Ok(())) => {}

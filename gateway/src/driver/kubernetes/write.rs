@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::Cluster;
 use super::api::Trouble;
+use super::entry::Deed;
 use super::manifest::{name, secret};
 use super::observed::SeenJob;
 use super::outcome::GivenUp;
 use super::seen::Stray;
-use super::table::Deed;
 use super::tries::Prospect;
 use crate::driver::folder::Key;
 use crate::driver::now_ms;
@@ -20,13 +20,13 @@ use crate::driver::now_ms;
 impl Cluster {
     pub(super) async fn write_to_kubernetes(self: Arc<Self>) {
         loop {
-            if let Some((key, deed)) = self.table.take_wanted() {
+            if let Some((key, deed)) = self.ledger.take_wanted() {
                 match deed {
                     Deed::Post => self.post(key).await,
                     Deed::MakeSecret => self.make_secret(key).await,
                     Deed::Delete { uid } => self.delete(key, &uid).await,
                 }
-                self.table.with(key, |row| row.memory.in_hand = false);
+                self.ledger.put_down(key);
                 // This does not spin: what failed, also a note on a full disk, is not due again for a while.
                 self.look.notify_one();
                 continue;
@@ -41,9 +41,9 @@ impl Cluster {
     }
 
     async fn post(self: &Arc<Self>, key: Key) {
-        let is_wanted = || self.table.entry(key).filter(|entry| !entry.is_over());
+        let is_wanted = || self.ledger.entry(key).filter(|entry| !entry.is_over());
         let posted_ms = now_ms();
-        if is_wanted().is_none() || !self.note(key, move |entry| entry.posted_ms = Some(posted_ms)).await {
+        if is_wanted().is_none() || !self.ledger.note(key, move |entry| entry.posted_ms = Some(posted_ms)).await {
             return self.later(key);
         }
         // It may have been cancelled meanwhile.
@@ -57,8 +57,8 @@ impl Cluster {
             Ok(job) => {
                 tracing::info!(job = %key.0, attempt = key.1, "Kubernetes has the Job");
                 let uid = job.metadata.uid.filter(|it| !it.is_empty());
-                self.note(key, move |entry| entry.uid = uid).await;
-                self.table.with(key, |row| {
+                self.ledger.note(key, move |entry| entry.uid = uid).await;
+                self.ledger.with(key, |row| {
                     row.memory.known_at_ms = now_ms();
                     row.memory.tries.taken();
                 });
@@ -76,27 +76,27 @@ impl Cluster {
         };
         self.later(key);
         if is_foreign {
-            self.note(key, |entry| entry.given_up = Some(GivenUp::NameTaken)).await;
+            self.ledger.note(key, |entry| entry.given_up = Some(GivenUp::NameTaken)).await;
         }
     }
 
     fn later(&self, key: Key) {
-        self.table.with(key, |row| row.memory.tries.later(now_ms()));
+        self.ledger.with(key, |row| row.memory.tries.later(now_ms()));
     }
 
     /// The API server does not take it: for good, or for now.
     async fn failed(self: &Arc<Self>, key: Key, sent_ms: u64, trouble: Trouble) {
-        let prospect = self.table.with(key, |row| row.memory.tries.failed(sent_ms, &trouble, now_ms()));
+        let prospect = self.ledger.with(key, |row| row.memory.tries.failed(sent_ms, &trouble, now_ms()));
         if prospect == Some(Prospect::Hopeless) {
             let why = GivenUp::Refused { text: trouble.to_string() };
-            self.note(key, move |entry| entry.given_up = Some(why)).await;
+            self.ledger.note(key, move |entry| entry.given_up = Some(why)).await;
         } else {
             tracing::warn!(job = %key.0, %trouble, "Kubernetes does not take the Job yet");
         }
     }
 
     async fn make_secret(self: &Arc<Self>, key: Key) {
-        let Some(entry) = self.table.entry(key) else {
+        let Some(entry) = self.ledger.entry(key) else {
             return;
         };
         let (Some(work), Some(uid)) = (&entry.work, &entry.uid) else {
@@ -107,7 +107,7 @@ impl Cluster {
             Err(trouble) if !trouble.is_there_already() => self.failed(key, sent_ms, trouble).await,
             // It is there. One that is not ours has other keys or contents only if who may write there wants it so.
             _ => {
-                self.table.with(key, |row| {
+                self.ledger.with(key, |row| {
                     row.memory.is_secret_made = true;
                     row.memory.tries.taken();
                 });
@@ -116,14 +116,14 @@ impl Cluster {
     }
 
     async fn delete(self: &Arc<Self>, key: Key, uid: &str) {
-        let Some(entry) = self.table.entry(key) else {
+        let Some(entry) = self.ledger.entry(key) else {
             return;
         };
-        self.table.with(key, |row| row.memory.delete_tried_ms = Some(now_ms()));
         match self.api.delete_job(entry.namespace(), &name(key), uid).await {
-            Ok(()) => drop(self.table.with(key, |row| row.memory.deleted_ms = Some(now_ms()))),
+            Ok(()) => drop(self.ledger.with(key, |row| row.memory.deleted_ms = Some(now_ms()))),
             Err(trouble) => tracing::warn!(job = %key.0, %trouble, "the Job cannot be deleted yet"),
         }
+        self.ledger.with(key, |row| row.memory.delete_tried_ms = Some(now_ms()));
     }
 
     async fn sweep(&self, stray: &Stray) {
@@ -154,13 +154,14 @@ mod tests {
     use super::super::manifest::tests::order;
     use super::super::settings::tests::settings;
     use super::*;
+    use crate::driver::cluster::Scheduler;
 
     const EMPTY: &str = r#"{"kind":"List","apiVersion":"v1","metadata":{},"items":[]}"#;
 
     /// Runs a driver with one order until `until`, which must come while a request may still hang.
     async fn run(folder: &std::path::Path, api: Api, spoil: impl FnOnce(), until: impl Fn() -> bool) -> Arc<Cluster> {
         let cluster = Arc::new(Cluster::with(settings(folder), api).expect("a cluster"));
-        cluster.submit(&order()).expect("taken");
+        cluster.submit(order()).expect("taken");
         spoil();
         let tasks = [
             tokio::spawn(Arc::clone(&cluster).watch_kubernetes()),

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::accounts::Mapped;
 use super::dialect::Request;
+use super::next::Memory;
 use super::refusal::GivenUp;
+use crate::driver::ledger;
 
 /// One attempt, as far as it must survive the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +43,42 @@ pub(super) struct Known {
     pub submit_time: Option<u64>,
 }
 
+/// A request to Slurm about one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Post,
+    Kill,
+}
+
 impl Entry {
     pub fn new(work: Work) -> Entry {
         Entry { work: Some(work), posted_ms: None, known: None, cancel: false, given_up: None }
     }
 
-    /// Of an attempt that never came.
-    pub fn buried() -> Entry {
+    /// Nobody wants it to run any more.
+    pub fn is_over(&self) -> bool {
+        self.cancel || self.given_up.is_some() || self.work.is_none()
+    }
+}
+
+impl ledger::Entry for Entry {
+    type Memory = Memory;
+    type Deed = Deed;
+
+    fn buried() -> Entry {
         Entry { work: None, posted_ms: None, known: None, cancel: true, given_up: None }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::default()
+    }
+
+    fn cancel(&mut self) {
+        self.cancel = true;
+    }
+
+    fn goes_first(deed: &Deed) -> bool {
+        *deed == Deed::Kill
     }
 }
 

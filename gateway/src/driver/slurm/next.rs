@@ -1,10 +1,11 @@
-//! Next: what is to be done about an attempt, from what is known of it. Decided anew at every look; nothing is queued.
+//! Next: what is to be done about an attempt, from what is known of it. Decided anew at every look, but while a request
+//! about it is in hand; nothing is queued.
 //!
 //! Invariants: a job is asked for again only when Slurm has said that there is none, after the last try's possible end;
 //! an attempt is over only when Slurm has given its nodes back, or says for a while that it does not know it.
 
 use super::dialect::{JobState, SlurmJob};
-use super::entry::{Entry, Known};
+use super::entry::{Deed, Entry, Known};
 use super::refusal::{GivenUp, is_hopeless};
 use super::rest::ANSWER_TIMEOUT;
 
@@ -25,8 +26,6 @@ const KILL_EVERY_MS: u64 = 5_000;
 /// What is known only since the gateway started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Memory {
-    /// A request about it is on its way.
-    pub in_hand: bool,
     /// The last try certainly did not reach Slurm, or was certainly refused: no look is needed.
     pub is_certain: bool,
     /// Not asked for again before this.
@@ -69,10 +68,23 @@ pub(super) enum Next {
     Adopt(Known),
     /// It has nodes: see how far its supervisor is.
     Look,
-    /// Ask Slurm to end it, and note why if it is the driver's own doing.
-    Kill(Option<GivenUp>),
+    /// Note why it is ended, and end it at the next look.
+    GiveUp(GivenUp),
+    /// Ask Slurm to end it.
+    Kill,
     /// It is over, by Slurm's word or for want of it.
     Conclude,
+}
+
+impl Next {
+    /// What it takes of the writer.
+    pub fn deed(&self) -> Option<Deed> {
+        match self {
+            Next::Post => Some(Deed::Post),
+            Next::Kill => Some(Deed::Kill),
+            Next::Wait | Next::Ask | Next::Adopt(_) | Next::Look | Next::GiveUp(_) | Next::Conclude => None,
+        }
+    }
 }
 
 /// Decides. `job` is the attempt's own in `listed`, if it is there.
@@ -83,13 +95,15 @@ pub(super) fn next(
     listed: Option<Listed>,
     now_ms: u64,
 ) -> Next {
-    if memory.in_hand {
-        return Next::Wait;
-    }
-    match (job, listed) {
+    let next = match (job, listed) {
         (Some(job), _) => seen(entry, memory, job, now_ms),
         (None, listed) => unseen(entry, memory, listed, now_ms),
+    };
+    if next != Next::Conclude {
+        // It was taken for over and is not: its next end has its own time.
+        memory.over_since_ms = None;
     }
+    next
 }
 
 fn seen(entry: &Entry, memory: &mut Memory, job: &SlurmJob, now_ms: u64) -> Next {
@@ -99,21 +113,20 @@ fn seen(entry: &Entry, memory: &mut Memory, job: &SlurmJob, now_ms: u64) -> Next
     if entry.known != Some(known) {
         return Next::Adopt(known);
     }
-    let kill = |why| {
-        let is_due = memory.killed_ms.is_none_or(|at| now_ms >= at + KILL_EVERY_MS);
-        if is_due { Next::Kill(why) } else { Next::Wait }
-    };
     match job.state {
         JobState::Ended(_) => Next::Conclude,
-        _ if entry.cancel || entry.given_up.is_some() => kill(None),
+        _ if entry.is_over() => {
+            let is_due = memory.killed_ms.is_none_or(|at| now_ms >= at + KILL_EVERY_MS);
+            if is_due { Next::Kill } else { Next::Wait }
+        }
         JobState::Holding => Next::Look,
-        JobState::Waiting if job.restarts > 0 || memory.has_started => kill(Some(GivenUp::Requeued)),
+        JobState::Waiting if job.restarts > 0 || memory.has_started => Next::GiveUp(GivenUp::Requeued),
         JobState::Waiting if is_hopeless(&job.reason) => {
             let since = *memory.hopeless_since_ms.get_or_insert(now_ms);
             if now_ms < since + HOPELESS_MS {
                 return Next::Wait;
             }
-            kill(Some(GivenUp::NeverRuns { reason: job.reason.clone() }))
+            Next::GiveUp(GivenUp::NeverRuns { reason: job.reason.clone() })
         }
         JobState::Waiting => {
             memory.hopeless_since_ms = None;
@@ -124,17 +137,17 @@ fn seen(entry: &Entry, memory: &mut Memory, job: &SlurmJob, now_ms: u64) -> Next
 
 fn unseen(entry: &Entry, memory: &mut Memory, listed: Option<Listed>, now_ms: u64) -> Next {
     let Some(posted_ms) = entry.posted_ms else {
-        return if is_over(entry) { Next::Conclude } else { post(memory, now_ms) };
+        return if entry.is_over() { Next::Conclude } else { post(memory, now_ms) };
     };
     if entry.known.is_none() {
         if memory.is_certain {
-            return if is_over(entry) { Next::Conclude } else { post(memory, now_ms) };
+            return if entry.is_over() { Next::Conclude } else { post(memory, now_ms) };
         }
         let arrived_by = memory.retry_at_ms.max(posted_ms + LOST_MS);
         let is_told = listed.is_some_and(|it| it.begun_ms >= arrived_by);
         return match memory.absent_ms {
             _ if !is_told => Next::Wait,
-            Some(absent) if absent >= arrived_by && is_over(entry) => Next::Conclude,
+            Some(absent) if absent >= arrived_by && entry.is_over() => Next::Conclude,
             Some(absent) if absent >= arrived_by => post(memory, now_ms),
             _ => Next::Ask,
         };
@@ -153,16 +166,11 @@ fn unseen(entry: &Entry, memory: &mut Memory, listed: Option<Listed>, now_ms: u6
         return Next::Ask;
     }
     let is_young = since.saturating_sub(posted_ms) < YOUNG_MS;
-    if is_young && !memory.has_started && !is_over(entry) { Next::Post } else { Next::Conclude }
+    if is_young && !memory.has_started && !entry.is_over() { Next::Post } else { Next::Conclude }
 }
 
 fn post(memory: &Memory, now_ms: u64) -> Next {
     if now_ms >= memory.retry_at_ms { Next::Post } else { Next::Wait }
-}
-
-/// Nobody wants it to run any more.
-fn is_over(entry: &Entry) -> bool {
-    entry.cancel || entry.given_up.is_some() || entry.work.is_none()
 }
 
 #[cfg(test)]
@@ -170,6 +178,7 @@ mod tests {
     use super::super::dialect::{Ending, Exit};
     use super::super::entry::tests::work;
     use super::*;
+    use crate::driver::ledger::Entry as _;
 
     const KNOWN: Known = Known { id: 7, submit_time: Some(90) };
 
@@ -207,8 +216,6 @@ mod tests {
         assert_eq!(check(&Entry::buried(), &memory, None, None, 1), Next::Conclude);
         let refused = Memory { retry_at_ms: 500, ..memory.clone() };
         assert_eq!(check(&entry(None, None), &refused, None, None, 499), Next::Wait);
-        let in_hand = Memory { in_hand: true, ..memory };
-        assert_eq!(check(&entry(None, None), &in_hand, None, None, 1), Next::Wait);
     }
 
     #[test]
@@ -259,20 +266,30 @@ mod tests {
         assert_eq!(decide(&known, &memory, job(JobState::Holding, "None")), Next::Look);
         assert_eq!(decide(&known, &memory, job(ended, "None")), Next::Conclude);
         assert_eq!(decide(&cancelled, &memory, job(ended, "None")), Next::Conclude);
-        assert_eq!(decide(&cancelled, &memory, job(JobState::Holding, "None")), Next::Kill(None));
-        assert_eq!(decide(&cancelled, &memory, job(JobState::Waiting, "None")), Next::Kill(None));
+        assert_eq!(decide(&cancelled, &memory, job(JobState::Holding, "None")), Next::Kill);
+        assert_eq!(decide(&cancelled, &memory, job(JobState::Waiting, "None")), Next::Kill);
         let just = Memory { killed_ms: Some(19_000), ..memory.clone() };
         assert_eq!(decide(&cancelled, &just, job(JobState::Holding, "None")), Next::Wait);
         let started = Memory { has_started: true, ..memory.clone() };
-        let again = Next::Kill(Some(GivenUp::Requeued));
+        let again = Next::GiveUp(GivenUp::Requeued);
         assert_eq!(decide(&known, &started, job(JobState::Waiting, "BeginTime")), again);
         let restarted = SlurmJob { restarts: 1, ..job(JobState::Waiting, "BeginTime") };
         assert_eq!(decide(&known, &memory, restarted), again);
         assert_eq!(decide(&known, &memory, job(JobState::Waiting, "PartitionTimeLimit")), Next::Wait, "it may pass");
         let hopeless = Memory { hopeless_since_ms: Some(5_000), ..memory };
         let reason = "PartitionTimeLimit";
-        let never = Next::Kill(Some(GivenUp::NeverRuns { reason: reason.into() }));
+        let never = Next::GiveUp(GivenUp::NeverRuns { reason: reason.into() });
         assert_eq!(decide(&known, &hopeless, job(JobState::Waiting, reason)), never);
+    }
+
+    #[test]
+    fn an_end_that_was_none_costs_the_next_one_no_patience() {
+        let mut memory = Memory { over_since_ms: Some(5), ..Memory::default() };
+        let known = entry(Some(1), Some(KNOWN));
+        let mut decide = |state| next(&known, &mut memory, Some(&job(state, "None")), Some(Listed { begun_ms: 2 }), 3);
+        assert_eq!(decide(JobState::Ended(Ending::Completed)), Next::Conclude);
+        assert_eq!(decide(JobState::Holding), Next::Look);
+        assert_eq!(memory.over_since_ms, None, "slurmctld was away, and it runs");
     }
 
     #[test]

@@ -50,7 +50,7 @@ const ACCEPTED: [i64; 2] = [2042, 2068];
 /// With a job id: the job waits for ever.
 const NEVER: [i64; 2] = [2014, 2015];
 /// A job of the same name is there already: a site may refuse duplicates itself.
-pub(super) const DUPLICATE: i64 = 2078;
+const DUPLICATE: i64 = 2078;
 /// Reasons to wait that do not pass by themselves. Source: squeue(1), JOB REASON CODES.
 const HOPELESS: [&str; 10] = [
     "BadConstraints",
@@ -68,6 +68,12 @@ const HOPELESS: [&str; 10] = [
 /// Whether the same request will be refused again.
 pub(super) fn is_final(error: &SlurmError) -> bool {
     FINAL.iter().any(|(number, _)| *number == error.number)
+}
+
+/// Whether an error says that there is no job of the request. slurmctld's own refusals do, and slurmrestd's of what it does
+/// not understand. Any other may be slurmrestd's trouble with the answer: slurmctld may have taken the job before that.
+pub(super) fn is_certain(error: &SlurmError) -> bool {
+    matches!(error.number, 2_000..3_000 | 9_000..10_000) && error.number != DUPLICATE
 }
 
 /// Whether a job that Slurm has taken, with this remark, will never run.
@@ -126,6 +132,18 @@ mod tests {
         }
         let remark = |number| never_runs(&SlurmError { number, text: String::new() });
         assert!(remark(2015) && !remark(2042) && !remark(2068) && !remark(2050));
+    }
+
+    #[test]
+    fn only_a_refusal_says_that_there_is_no_job() {
+        let check = |number| is_certain(&SlurmError { number, text: String::new() });
+        for number in [2000, 2014, 2050, 2190, 9001, 9202] {
+            assert!(check(number), "{number}");
+        }
+        // The connection's own numbers, a receive that failed or took too long, a duplicate, no number at all.
+        for number in [-1, 0, 11, 104, 110, 1003, 1802, 5004, 5005, 2078] {
+            assert!(!check(number), "{number}");
+        }
     }
 
     #[test]

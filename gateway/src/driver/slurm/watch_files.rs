@@ -33,7 +33,7 @@ impl Cluster {
             Ok(users) => {
                 if !is_swept {
                     // An order that is being claimed has a draft too.
-                    let _spooling = self.spooling();
+                    let _gate = self.ledger.gate();
                     users.iter().for_each(|user| {
                         let _not_ours = self.spool.sweep(user);
                     });

@@ -2,8 +2,8 @@
 //!
 //! Nodes are looked at before jobs, so that a job of ours that starts meanwhile is in the later look.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use federation::{End, Timestamp};
@@ -11,23 +11,20 @@ use tokio::time::timeout;
 
 use super::capacity::{Own, lent};
 use super::dialect::{BadAnswerOrDialect, Dialect, JobState, Jobs, SlurmJob};
-use super::entry::Known;
+use super::namesakes::{own, strays};
 use super::next::{Listed, Next, next};
 use super::outcome::{Facts, conclude};
 use super::refusal::GivenUp;
 use super::request::{is_ours, name};
 use super::rest::{Caller, NoAnswer};
 use super::seen::Trouble;
-use super::table::{Deed, Phase};
 use super::{Cluster, LocalName};
-use crate::driver::AttemptRecord;
 use crate::driver::folder::{Done, Key};
-use crate::driver::now_ms;
+use crate::driver::phase::Phase;
+use crate::driver::{AttemptRecord, now_ms};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
-/// Between two looks at what is shown of the pools: silence shows by itself.
-const SHOWN_EVERY: Duration = Duration::from_millis(500);
 /// Not more than a tenth of the time goes into lists of jobs, which may be megabytes.
 const JOBS_SHARE: u32 = 9;
 const JOBS_EVERY_MAX: Duration = Duration::from_secs(10);
@@ -35,6 +32,8 @@ const JOBS_EVERY_MAX: Duration = Duration::from_secs(10);
 const FULL_EVERY: Duration = Duration::from_secs(10);
 /// A shared file system that hangs must not stop everything else.
 const FILES_TIMEOUT: Duration = Duration::from_secs(10);
+/// And the next after one that did.
+const FILES_TIMEOUT_AGAIN: Duration = Duration::from_millis(200);
 /// The record of a job that ended well may be seen later than its end; that of one that was killed may not exist.
 const RECORD_MS: u64 = 60_000;
 const RECORD_KILLED_MS: u64 = 3_000;
@@ -75,20 +74,6 @@ impl Cluster {
         }
     }
 
-    /// Ticks when what is shown of some pool has changed, also when it has by silence.
-    pub(super) async fn watch_reports(self: Arc<Self>) {
-        let mut shown = HashMap::new();
-        loop {
-            for (pool, report) in self.reports() {
-                let now = report.map(|it| (it.lendable, it.problem));
-                if shown.insert(pool, now.clone()).is_none_or(|before| before != now) {
-                    self.table.tick();
-                }
-            }
-            tokio::time::sleep(SHOWN_EVERY).await;
-        }
-    }
-
     async fn look_at_slurm(&self, watch: &mut Watch) -> Result<(), Trouble> {
         let caller = self.caller(&self.settings.reader).await?;
         let dialect = self.dialect(&caller).await?;
@@ -97,7 +82,7 @@ impl Cluster {
         let nodes = dialect.nodes(&nodes.body)?;
         let partitions = self.rest.get(&caller, &dialect.path("partitions")).await?;
         let partitions = dialect.partitions(&partitions.body)?;
-        if self.table.open_keys().is_empty() {
+        if self.ledger.open_keys().is_empty() {
             // A site's whole list of jobs says nothing to whom has none there.
             watch.jobs = None;
             self.seen().own = Default::default();
@@ -171,13 +156,13 @@ impl Cluster {
     /// Whether a job of our name is ours: anybody can call a job as he likes.
     fn holds(&self, job: &SlurmJob) -> bool {
         let key = job.name.strip_prefix("ent-").and_then(crate::driver::folder::parse_name);
-        let entry = key.and_then(|key| self.table.entry(key));
-        entry.and_then(|it| it.work().map(|work| work.mapped.user.as_str() == job.user)).unwrap_or(false)
+        let entry = key.and_then(|key| self.ledger.entry(key));
+        entry.is_some_and(|it| it.work.as_ref().is_some_and(|work| work.mapped.user.as_str() == job.user))
     }
 
     /// Moves every attempt on that is not done.
     async fn move_all(self: &Arc<Self>) {
-        for key in self.table.open_keys() {
+        for key in self.ledger.open_keys() {
             let job = self.job_of(key);
             if self.is_file_needed(key, job.as_ref()) && !self.look_at_folder(key).await {
                 continue;
@@ -191,20 +176,26 @@ impl Cluster {
         }
     }
 
+    /// Decides, and has the writer told of what is for it.
     fn next(&self, key: Key, job: Option<&SlurmJob>) -> Option<Next> {
         let (listed, now) = (self.seen().listed, now_ms());
-        self.table.with(key, |row| {
-            let entry = Arc::clone(&row.entry);
-            next(&entry, &mut row.memory, job, listed, now)
-        })
+        let decided = self.ledger.decide(key, |entry, memory| {
+            let next = next(entry, memory, job, listed, now);
+            let deed = next.deed();
+            (next, deed)
+        });
+        if decided.as_ref().is_some_and(|next| next.deed().is_some()) {
+            self.write.notify_one();
+        }
+        decided
     }
 
     /// Asks, as the job's own account, whether Slurm has it although the list does not.
     async fn ask(self: &Arc<Self>, key: Key) {
-        let Some(entry) = self.table.entry(key) else {
+        let Some(entry) = self.ledger.entry(key) else {
             return;
         };
-        let Some(work) = entry.work() else {
+        let Some(work) = &entry.work else {
             return;
         };
         let asked_ms = now_ms();
@@ -214,7 +205,7 @@ impl Cluster {
         };
         match found {
             None => {
-                self.table.with(key, |row| row.memory.absent_ms = Some(asked_ms));
+                self.ledger.with(key, |row| row.memory.absent_ms = Some(asked_ms));
                 // What follows from that follows at once.
                 if let Some(next) = self.next(key, None).filter(|next| *next != Next::Ask) {
                     self.carry_out(key, next, None).await;
@@ -244,23 +235,17 @@ impl Cluster {
         Ok(jobs.jobs.into_iter().find(|it| is_its(it) && it.user == user.as_str()))
     }
 
-    /// An attempt's job, as it was last seen: the one that is known, or the oldest of its name and user.
+    /// An attempt's job, as it was last seen.
     pub(super) fn job_of(&self, key: Key) -> Option<SlurmJob> {
-        let entry = self.table.entry(key)?;
-        let user = &entry.work()?.mapped.user;
+        let entry = self.ledger.entry(key)?;
+        let user = &entry.work.as_ref()?.mapped.user;
         let seen = self.seen();
-        let named = seen.jobs.get(&name(key))?;
-        // The number that Slurm gave us is ours whatever the host of slurmrestd calls the account.
-        let is_known =
-            |it: &&SlurmJob, known: Known| it.id == known.id && it.submit_time >= known.submit_time.unwrap_or_default();
-        let known = entry.known.and_then(|known| named.iter().find(|it| is_known(it, known)));
-        let ours = named.iter().filter(|it| it.user == user.as_str());
-        known.or_else(|| ours.min_by_key(|it| (it.submit_time, it.id))).cloned()
+        own(seen.jobs.get(&name(key))?, user.as_str(), entry.known).cloned()
     }
 
     /// Whether the next step depends on what the supervisor has written.
     fn is_file_needed(&self, key: Key, job: Option<&SlurmJob>) -> bool {
-        let known = self.table.entry(key).is_some_and(|it| it.known.is_some());
+        let known = self.ledger.entry(key).is_some_and(|it| it.known.is_some());
         known
             && job.is_none_or(|job| {
                 job.state == JobState::Waiting && job.restarts > 0 || matches!(job.state, JobState::Ended(_))
@@ -273,69 +258,55 @@ impl Cluster {
         let Some(look) = looked else {
             return false;
         };
-        self.table.with(key, |row| {
+        self.ledger.with(key, |row| {
             (row.memory.has_started, row.memory.is_done) = (look.has_started, look.is_done);
         });
         true
     }
 
     async fn carry_out(self: &Arc<Self>, key: Key, next: Next, job: Option<SlurmJob>) {
-        let deed = next.deed();
         match next {
-            Next::Wait | Next::Ask => {}
-            Next::Adopt(known) => {
-                let noted = self.note(key, move |entry| entry.known = Some(known)).await;
-                if let Err(cause) = noted {
-                    tracing::error!(job = %key.0, %cause, "the job's number cannot be noted");
-                }
-            }
+            Next::Wait | Next::Ask | Next::Post | Next::Kill => {}
+            Next::Adopt(known) => drop(self.ledger.note(key, move |entry| entry.known = Some(known)).await),
             Next::Look => self.look_at_supervisor(key).await,
-            Next::Kill(why) => {
-                if let Some(why) = why
-                    && !self.give_up(key, why).await
-                {
-                    return;
+            Next::GiveUp(why) => {
+                if self.give_up(key, why).await {
+                    self.look.notify_one();
                 }
-                self.want(key, deed);
             }
-            Next::Post => self.want(key, deed),
             Next::Conclude => self.conclude(key, job).await,
         }
     }
 
     pub(super) async fn give_up(self: &Arc<Self>, key: Key, why: GivenUp) -> bool {
         tracing::warn!(job = %key.0, attempt = key.1, why = why.line(), "given up");
-        self.note(key, move |entry| entry.given_up = Some(why)).await.is_ok()
-    }
-
-    fn want(&self, key: Key, deed: Option<Deed>) {
-        self.table.with(key, |row| row.wanted = deed);
-        self.write.notify_one();
+        self.ledger.note(key, move |entry| entry.given_up = Some(why)).await
     }
 
     /// Steps that run make it run; staging does not yet.
     async fn look_at_supervisor(self: &Arc<Self>, key: Key) {
-        if self.table.with(key, |row| *row.phase() != Phase::Starting) == Some(true) {
+        if self.ledger.with(key, |row| *row.phase() != Phase::Starting) == Some(true) {
             return;
         }
         let state = self.on_files(key, |cluster, key, user| Ok(cluster.spool.state(user, key))).await.flatten();
         if let Some(started_ms) = state.and_then(|it| it.running_ms) {
-            self.table.advance(key, Phase::Running { started_ms: started_ms.min(now_ms()) });
+            self.ledger.advance(key, Phase::Running { started_ms: started_ms.min(now_ms()) });
         }
     }
 
     /// Ends an attempt, if all that is to be known of its end is known.
     async fn conclude(self: &Arc<Self>, key: Key, job: Option<SlurmJob>) {
         let now = now_ms();
-        let row = self.table.with(key, |row| {
+        let row = self.ledger.with(key, |row| {
             let over_since = *row.memory.over_since_ms.get_or_insert(now);
             (Arc::clone(&row.entry), row.memory.clone(), over_since)
         });
         let Some((entry, memory, over_since)) = row else {
             return;
         };
-        if entry.work().is_none() {
-            return self.conclude_unborn(key).await;
+        if entry.work.is_none() {
+            // Cancelled before its order was noted, and its end was not.
+            return self.note_end(key, Done { end: End::Canceled, record: AttemptRecord::default() }).await;
         }
         let has_ended_well =
             job.as_ref().is_some_and(|it| it.state == JobState::Ended(super::dialect::Ending::Completed));
@@ -343,7 +314,7 @@ impl Cluster {
         if memory.has_started && !memory.is_done && now < over_since + patience {
             return;
         }
-        let concluding = move |cluster: &Cluster, key: Key, user: &LocalName| {
+        let looking = move |cluster: &Cluster, key: Key, user: &LocalName| {
             // From here on no supervisor that is still on its way can start it.
             let is_fenced = cluster.spool.bury(user, key);
             let facts = Facts {
@@ -358,55 +329,46 @@ impl Cluster {
             };
             match is_fenced {
                 // It had not started when it was looked at, and now it has: it is looked at once more.
-                Ok(false) if !memory.has_started && entry.posted_ms.is_some() => return Ok(None),
-                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
-                _ => {}
+                Ok(false) if !memory.has_started && entry.posted_ms.is_some() => Ok(None),
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(cause),
+                _ => Ok(Some(conclude(facts))),
             }
-            let done = conclude(facts);
-            let _claim = cluster.claim();
-            cluster.journal.conclude(key, &done)?;
-            Ok(Some(done))
         };
-        match self.on_files(key, concluding).await {
-            Some(Some(done)) => self.table.advance(key, Phase::of(&Ok::<Done, std::io::Error>(done))),
+        // Noted only if the files answered in time: later it may be another end.
+        match self.on_files(key, looking).await {
+            Some(Some(done)) => self.note_end(key, done).await,
             Some(None) => drop(self.look_at_folder(key).await),
             None => {}
         }
     }
 
-    /// A cancellation that came before its order was noted, and its end was not.
-    async fn conclude_unborn(self: &Arc<Self>, key: Key) {
+    async fn note_end(self: &Arc<Self>, key: Key, done: Done) {
         let cluster = Arc::clone(self);
-        let concluding = tokio::task::spawn_blocking(move || {
-            let done = Done { end: End::Canceled, record: AttemptRecord::default() };
-            let _claim = cluster.claim();
-            cluster.journal.conclude(key, &done).map(|()| done)
-        });
-        if let Ok(Ok(done)) = concluding.await {
-            self.table.advance(key, Phase::of(&Ok(done)));
+        let noting = tokio::task::spawn_blocking(move || cluster.ledger.conclude(key, done));
+        if let Ok(Err(cause)) = noting.await {
+            tracing::error!(job = %key.0, attempt = key.1, %cause, "the end cannot be noted yet");
         }
     }
 
-    /// Ends jobs of an attempt beside the one that counts: a try whose answer was lost may have been carried out late.
-    /// They run nothing, since the attempt's right to start is given once; they only take room.
+    /// A try whose answer was lost may have been carried out late.
     async fn end_strays(self: &Arc<Self>, key: Key) {
-        let Some(entry) = self.table.entry(key) else {
+        let Some(entry) = self.ledger.entry(key) else {
             return;
         };
-        let (Some(work), Some(known)) = (entry.work(), entry.known) else {
+        let (Some(work), Some(known)) = (&entry.work, entry.known) else {
             return;
         };
-        let strays: Vec<u32> = {
-            let seen = self.seen();
-            let named = seen.jobs.get(&name(key)).into_iter().flatten();
-            let is_stray = |it: &&SlurmJob| {
-                it.id != known.id && it.user == work.mapped.user.as_str() && !matches!(it.state, JobState::Ended(_))
-            };
-            named.filter(is_stray).map(|it| it.id).collect()
-        };
+        let user = &work.mapped.user;
+        let strays = self.seen().jobs.get(&name(key)).map_or(vec![], |named| strays(named, user.as_str(), known));
         for stray in strays {
-            tracing::warn!(job = %key.0, stray, "Slurm has the attempt twice: the second is cancelled");
-            let _asked_again_at_the_next_look = self.delete(&work.mapped.user, stray).await;
+            // The list may be old, and this one be the one that runs the task by now.
+            let still = self.find(key, user, Some(stray)).await;
+            if let Ok(Some(job)) = still
+                && job.state == JobState::Waiting
+            {
+                tracing::warn!(job = %key.0, stray, "Slurm has the attempt twice: the second is cancelled");
+                let _asked_again_at_the_next_look = self.delete(user, stray).await;
+            }
         }
     }
 
@@ -416,21 +378,28 @@ impl Cluster {
         key: Key,
         work: impl FnOnce(&Cluster, Key, &LocalName) -> std::io::Result<T> + Send + 'static,
     ) -> Option<T> {
-        let entry = self.table.entry(key)?;
+        let entry = self.ledger.entry(key)?;
         let cluster = Arc::clone(self);
-        let working = tokio::task::spawn_blocking(move || {
-            let user = entry.work().map(|it| &it.mapped.user).ok_or(std::io::ErrorKind::NotFound)?;
-            work(&cluster, key, user)
-        });
         let failed = |reason: String| {
             tracing::warn!(job = %key.0, reason, "the attempt's files cannot be used");
             None
         };
-        match timeout(FILES_TIMEOUT, working).await {
+        let working = self.files.try_run(key, move || {
+            let user = entry.work.as_ref().map(|it| &it.mapped.user).ok_or(std::io::ErrorKind::NotFound)?;
+            work(&cluster, key, user)
+        });
+        let Some(working) = working else {
+            return failed("an earlier look at them, or too many at others', has not come back".to_owned());
+        };
+        // Who waits in full for each of many that hang looks at nothing else meanwhile.
+        let patience = if self.hangs.load(Ordering::Relaxed) { FILES_TIMEOUT_AGAIN } else { FILES_TIMEOUT };
+        let worked = timeout(patience, working).await;
+        self.hangs.store(worked.is_err(), Ordering::Relaxed);
+        match worked {
             Ok(Ok(Ok(done))) => Some(done),
             Ok(Ok(Err(cause))) => failed(cause.to_string()),
             Ok(Err(cause)) => failed(cause.to_string()),
-            Err(_) => failed(format!("nothing within {} s", FILES_TIMEOUT.as_secs())),
+            Err(_) => failed(format!("nothing within {patience:?}")),
         }
     }
 }
