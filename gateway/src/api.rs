@@ -31,6 +31,9 @@ mod tasks;
 
 pub use documents::{Documents, Room};
 
+/// How the gateway is. Answered by it also when it answers nothing else any more.
+pub const HEALTH: &str = "/v1/health";
+
 /// What the handlers need.
 #[derive(Clone)]
 pub struct Api {
@@ -73,7 +76,7 @@ pub fn routes(api: Api) -> Router {
         .route("/ga4gh/tes/v1/service-info", get(tasks::service_info))
         .route("/v1/service-info", get(tasks::service_info))
         .route("/service-info", get(tasks::service_info))
-        .route("/v1/health", get(federation_view::health));
+        .route(HEALTH, get(federation_view::health));
     own.merge(shared)
         .merge(open)
         .fallback(nothing_here)

@@ -82,6 +82,7 @@ codes! {
     NoSuchPath = "no-such-path" NOT_FOUND Client None, "There is nothing at this path";
     NotFound = "not-found" NOT_FOUND Client None, "There is no such thing, or it is not yours to see";
     BodyTooLarge = "body-too-large" PAYLOAD_TOO_LARGE Client None, "The body is too large";
+    UnsupportedMediaType = "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE Client None, "The body is not sent as plain JSON";
     BodyTooSlow = "body-too-slow" REQUEST_TIMEOUT Client Some(1), "The body did not arrive in time";
     BodyBroken = "body-broken" BAD_REQUEST Client None, "The body broke off";
     BadQuery = "bad-query" BAD_REQUEST Client None, "The query is not understood";

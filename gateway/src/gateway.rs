@@ -50,6 +50,9 @@ use renewal::{Leaves, Renewal};
 /// One look for the newest state of the registry.
 const SURE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// With fewer open files than a shell allows, faces are too small for a federation.
+const FEW_FILES: u64 = 1_024;
+
 /// A running gateway.
 pub struct Gateway {
     consensus: Consensus,
@@ -94,8 +97,10 @@ impl Gateway {
     /// Starts everything; returns when both faces listen.
     pub async fn start(config: Config) -> anyhow::Result<Gateway> {
         let identity = Identity::read(&config)?;
-        if let Err(cause) = raise_open_files() {
-            tracing::warn!(%cause, "the limit of open files stays as it is");
+        match raise_open_files() {
+            Ok(files) if files < FEW_FILES => tracing::warn!(files, "few files may be open, so few clients are served"),
+            Ok(_) => {}
+            Err(cause) => tracing::warn!(%cause, "the limit of open files stays as it is"),
         }
         let (work, ties) = (Part::default(), Part::default());
         let peer_threads = PeerThreads::start().context("cannot start threads")?;

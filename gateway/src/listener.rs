@@ -9,15 +9,17 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::response::IntoResponse;
 use certs::GatewayId;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
@@ -27,7 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -40,12 +42,14 @@ use crate::peer::RELAYED;
 
 mod addresses;
 mod connections;
+mod frames;
 mod framing;
 mod handshakes;
 mod head;
 mod limits;
 mod pulse;
 mod requests;
+mod unused;
 mod watched;
 
 #[cfg(test)]
@@ -53,24 +57,29 @@ pub(crate) mod tests;
 
 pub use connections::{Connections, Registered};
 pub use limits::{HEAD_BYTES_MAX, HEADERS_MAX, Limits, raise_open_files};
-pub use requests::{BadBody, read_body};
+pub use requests::{BadBody, gather, read_body};
 
 use addresses::{Addresses, Place};
 use handshakes::{Handshake, Handshakes};
 use pulse::{Pulse, Verdict};
-use requests::{AnswerBody, Places, RequestBody};
-use watched::{WatchedHeads, WatchedSocket};
+use requests::{AnswerBody, Places, RequestBody, Rest, let_go};
+use unused::Unused;
+use watched::{WatchedSocket, WatchedStream};
 
-/// Out of descriptors or memory: others have to let go first.
+/// Out of descriptors, memory or slots: others have to let go first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Streams that a client reset before they were answered (rapid reset).
 const PENDING_RESETS_MAX: usize = 20;
-/// Streams that this side had to reset, before the connection ends.
-const OWN_RESETS_MAX: usize = 100;
+/// Streams that this side had to reset, before the connection ends: as many as the library has it. Somebody who is often told
+/// to come back is not to be taken for one who means harm, and what harms by frames alone is noticed in `frames.rs`.
+const OWN_RESETS_MAX: usize = 1_024;
 /// Bytes of one stream's answer that wait for the client.
 const SEND_BUFFER_BYTES: usize = 64 * 1_024;
 /// For a ping to come back.
 const PONG_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the last ping to come back, with which HTTP/2 makes sure that no request has crossed the farewell. Who is mute is
+/// not waited for any longer: several round trips through Europe, on a busy machine too.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Which face listens.
 #[derive(Clone, Debug)]
@@ -94,6 +103,7 @@ struct Server {
     limits: Limits,
     places: Places,
     handshakes: Handshakes,
+    unused: Unused,
     shutdown: CancellationToken,
 }
 
@@ -103,6 +113,8 @@ struct Connection {
     pulse: Arc<Pulse>,
     peer: Option<Registered>,
     http2: bool,
+    from: IpAddr,
+    gives_way: CancellationToken,
 }
 
 /// Accepts and serves connections until `shutdown`, then lets requests in flight end for
@@ -122,15 +134,15 @@ pub async fn serve(
         tls: TlsAcceptor::from(tls),
         face,
         app,
-        places: Places::new(limits.requests, limits.body_bytes),
+        places: Places::new(&limits),
         handshakes: Handshakes::new(&limits),
+        unused: Unused::default(),
         limits,
         shutdown: shutdown.clone(),
     });
     let connections = TaskTracker::new();
     let accept_all = async {
         loop {
-            let slot = Arc::clone(&slots).acquire_owned().await;
             let (socket, from) = accept(&listener).await;
             let limit = server.limits.connections_per_address;
             let Some(place) = addresses.place(from.ip(), limit) else {
@@ -141,6 +153,7 @@ pub async fn serve(
                 tracing::debug!(%from, "refused: too many unfinished handshakes of this address");
                 continue;
             };
+            let slot = server.slot(&slots).await;
             let connection = Arc::clone(&server).connection(socket, from, place, begun);
             connections.spawn(async move {
                 connection.await;
@@ -179,29 +192,50 @@ fn is_of_one_client(cause: &io::Error) -> bool {
 }
 
 impl Server {
-    async fn connection(self: Arc<Self>, socket: TcpStream, from: SocketAddr, _place: Place, begun: Handshake) {
-        let shutdown = self.shutdown.clone();
-        let handshake = timeout(self.limits.handshake, self.handshake(socket));
-        let done = tokio::select! {
-            done = handshake => done,
-            () = begun.superseded() => return tracing::debug!(%from, "handshake gave way to newer ones"),
-            () = shutdown.cancelled() => return,
-        };
-        drop(begun);
-        match done {
-            Ok(Ok((stream, connection))) => connection.serve(stream).await,
-            Ok(Err(reason)) => tracing::debug!(%from, %reason, "handshake failed"),
-            Err(_) => tracing::debug!(%from, "handshake not done in time"),
+    /// A slot for a newcomer. A few are kept free, so that he does not wait until somebody has noticed that he has to go.
+    async fn slot(&self, slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        loop {
+            let free = slots.available_permits() + self.handshakes.leaving() + self.unused.leaving();
+            if free < self.limits.connections_kept_free() {
+                self.unused.give_way();
+            }
+            if let Ok(slot) = timeout(ACCEPT_PAUSE, Arc::clone(slots).acquire_owned()).await {
+                return slot.expect("invariant: the slots are never closed");
+            }
         }
     }
 
-    async fn handshake(self: &Arc<Self>, socket: TcpStream) -> Result<(TlsStream<WatchedSocket>, Connection), String> {
+    async fn connection(self: Arc<Self>, socket: TcpStream, from: SocketAddr, _place: Place, begun: Handshake) {
+        let shutdown = self.shutdown.clone();
+        // What it needs is much more than what the connection needs afterwards, which may stay for days.
+        let handshake = Box::pin(timeout(self.limits.handshake, self.handshake(socket, from.ip())));
+        let serving = {
+            let done = tokio::select! {
+                done = handshake => done,
+                () = begun.superseded() => return tracing::debug!(%from, "handshake gave way to newer ones"),
+                () = shutdown.cancelled() => return,
+            };
+            drop(begun);
+            match done {
+                Ok(Ok((stream, connection))) => connection.serve(stream),
+                Ok(Err(reason)) => return tracing::debug!(%from, %reason, "handshake failed"),
+                Err(_) => return tracing::debug!(%from, "handshake not done in time"),
+            }
+        };
+        serving.await;
+    }
+
+    async fn handshake(
+        self: &Arc<Self>,
+        socket: TcpStream,
+        from: IpAddr,
+    ) -> Result<(TlsStream<WatchedSocket>, Connection), String> {
         let began = match &self.face {
             Face::Public => None,
             Face::Peer(connections) => Some((connections, connections.begin())),
         };
         let _slower_without = socket.set_nodelay(true);
-        let pulse = Arc::new(Pulse::new(Instant::now()));
+        let pulse = Arc::new(Pulse::new(Instant::now(), self.unused.turn()));
         let socket = WatchedSocket::new(socket, Arc::clone(&pulse));
         let stream = self.tls.accept(socket).await.map_err(|cause| cause.to_string())?;
         let (_, session) = stream.get_ref();
@@ -217,14 +251,16 @@ impl Server {
             }
         };
         let server = Arc::clone(self);
-        let connection = Connection { server, pulse, peer, http2 };
+        let gives_way = pulse.begin_waiting(Instant::now());
+        let connection = Connection { server, pulse, peer, http2, from, gives_way };
         Ok((stream, connection))
     }
 }
 
 impl Connection {
-    /// The protocol is what ALPN agreed on; nothing is guessed from the first bytes.
-    async fn serve(self, stream: TlsStream<WatchedSocket>) {
+    /// The protocol is what ALPN agreed on; nothing is guessed from the first bytes. What is returned has only what is
+    /// needed from then on.
+    fn serve(self, stream: TlsStream<WatchedSocket>) -> BoxFuture<'static, ()> {
         let this = Arc::new(self);
         let answering = Arc::clone(&this);
         let service = service_fn(move |request| {
@@ -232,21 +268,21 @@ impl Connection {
             async move { Ok::<_, Infallible>(connection.answer(request).await) }
         });
         if this.http2 {
-            let io = TokioIo::new(stream);
-            let connection = http2_builder(&this.server.limits).serve_connection(io, service);
-            this.drive(pin!(connection)).await;
+            let io = TokioIo::new(WatchedStream::http2(stream, this.peer.is_some(), Arc::clone(&this.pulse)));
+            let connection = Box::pin(http2_builder(&this.server.limits).serve_connection(io, service));
+            this.drive(connection).boxed()
         } else {
-            let io = TokioIo::new(WatchedHeads::new(stream, Arc::clone(&this.pulse)));
-            let connection = http1_builder(&this.server.limits).serve_connection(io, service);
-            this.drive(pin!(connection)).await;
+            let io = TokioIo::new(WatchedStream::http1(stream, Arc::clone(&this.pulse)));
+            let connection = Box::pin(http1_builder(&this.server.limits).serve_connection(io, service));
+            this.drive(connection).boxed()
         }
     }
 
     /// Runs the protocol until it ends, or until one of the connection's clocks runs out.
-    async fn drive<C>(&self, mut connection: Pin<&mut C>)
+    async fn drive<C>(self: Arc<Self>, mut connection: Pin<Box<C>>)
     where
         C: GracefulConnection,
-        C::Error: std::fmt::Display,
+        C::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let limits = &self.server.limits;
         let mut look = interval(limits.look_every());
@@ -256,14 +292,26 @@ impl Connection {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(cause) = ended {
-                        tracing::debug!(%cause, "connection ended");
+                        // What the library says, and what made it say so.
+                        tracing::debug!(cause = format!("{:#}", anyhow::Error::from_boxed(cause.into())), "connection ended");
                     }
                     return;
                 }
                 () = self.evicted() => return self.cut("the gateway was evicted"),
+                () = self.gives_way.cancelled(), if ending_since.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    if self.pulse.gives_way() {
+                        // Not cut: the farewell is sent. Whoever takes its place does not wait for an answer to it.
+                        let _said = connection.as_mut().now_or_never();
+                        return tracing::debug!("unused, and gave way to a newer connection");
+                    }
+                    ending_since = Some(Instant::now());
+                }
                 () = self.server.shutdown.cancelled(), if ending_since.is_none() => {
                     connection.as_mut().graceful_shutdown();
                     ending_since = Some(Instant::now());
+                    // A stop waits for the last connection.
+                    look = interval(limits.look_every().min(FAREWELL / 4));
                 }
                 now = look.tick() => match self.pulse.verdict(now, limits, self.http2) {
                     Verdict::Dead(reason) => return self.cut(reason),
@@ -275,6 +323,11 @@ impl Connection {
                         let over = |since| now.duration_since(since) >= limits.grace;
                         if ending_since.is_some_and(over) {
                             return self.cut("the grace time is over");
+                        }
+                        let mute = |since| now.duration_since(since) > FAREWELL && self.pulse.is_still(now, FAREWELL);
+                        if ending_since.is_some_and(mute) {
+                            // Not cut: what the socket still holds is sent.
+                            return tracing::debug!("closed without a farewell");
                         }
                     }
                 },
@@ -302,21 +355,30 @@ impl Connection {
         // follows on this connection is nobody's request. Source: RFC 9112, 6.1.
         let is_last = is_http1 && head.headers.contains_key(TRANSFER_ENCODING);
         let refused = if self.pulse.is_ambiguous() {
-            let detail = "send Content-Length or Transfer-Encoding, not both";
+            let detail = "say once where the body ends: by one Content-Length, or by `Transfer-Encoding: chunked`";
             Err(Problem::new(Code::BadHead, detail))
         } else {
-            head::check(&head)
+            head::check(&head).and_then(|()| match self.server.face {
+                Face::Public if !body.is_end_stream() => head::check_media(&head.headers),
+                // What gateways send each other is not JSON; what they relay was looked at where it came in.
+                Face::Public | Face::Peer(_) => Ok(()),
+            })
         };
-        let place = self.server.places.take(&self.pulse).ok_or_else(|| self.overloaded(head.uri.path()));
+        let rest = if is_http1 { Rest::HTTP1 } else { Rest::HTTP2 };
+        let path = head.uri.path();
+        let place = self.server.places.take(self.from, path, &self.pulse).ok_or_else(|| self.overloaded(path));
         let place = match refused.and(place) {
             Ok(place) => place,
-            Err(problem) => return ended(problem.into_response(), is_http1),
+            Err(problem) => {
+                let_go(body, rest, &self.pulse);
+                return ended(problem.into_response(), is_http1);
+            }
         };
         head::drop_identity(&mut head.headers);
         if let Some(registered) = &self.peer {
             head.extensions.insert(PeerIdentity(registered.peer().clone()));
         }
-        let body = RequestBody::new(body, self.server.limits.body, Arc::clone(&place));
+        let body = RequestBody::new(body, self.server.limits.body, rest, Arc::clone(&place));
         let request = Request::from_parts(head, Body::new(body));
         let response = match self.server.app.clone().oneshot(request).await {
             Ok(response) => response,

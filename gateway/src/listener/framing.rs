@@ -1,8 +1,9 @@
 //! Framing: notices an HTTP/1 head that says twice where its body ends.
 //!
-//! A head with both Content-Length and Transfer-Encoding is how requests are smuggled past a proxy.
-//! hyper removes the Content-Length before anybody can see it, so the bytes are looked at before hyper
-//! gets them. Nothing else is decided here: hyper parses, and refuses what it cannot parse.
+//! A head with both Content-Length and Transfer-Encoding is how requests are smuggled past a proxy, and so is a
+//! Transfer-Encoding that only one of the two understands. hyper removes one of two Content-Lengths before anybody can see
+//! it, so the bytes are looked at before hyper gets them. Nothing else is decided here: hyper parses, and refuses what it
+//! cannot parse.
 //!
 //! Invariant: one pass over each byte, and no more than one short line is kept.
 
@@ -94,13 +95,16 @@ impl Framing {
         };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            // hyper would leave any coding before the last one to the handler, which then reads what is still coded.
+            if head.encoded || is_cut || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Ambiguous);
+            }
             head.encoded = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
             let length = number(value).filter(|_| !is_cut).ok_or(Ambiguous)?;
-            if head.length.is_some_and(|other| other != length) {
+            if head.length.replace(length).is_some() {
                 return Err(Ambiguous);
             }
-            head.length = Some(length);
         }
         Ok(())
     }
@@ -149,7 +153,6 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
             // What looks like a head inside of a body is body.
             "POST / HTTP/1.1\r\nContent-Length: 47\r\n\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -164,6 +167,11 @@ mod tests {
             "POST / HTTP/1.1\ncontent-length:3\nTRANSFER-ENCODING:\tchunked\n\n",
             "POST / HTTP/1.1\r\nContent-Length: 0\r\nTransfer-Encoding: x\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding:\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: +3\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",

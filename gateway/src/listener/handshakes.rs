@@ -26,6 +26,8 @@ struct Waiting {
     begun: u64,
     /// In order of their beginning.
     unfinished: BTreeMap<u64, CancellationToken>,
+    /// Have to give way, and have not yet.
+    leaving: usize,
 }
 
 /// One that is not finished; dropping it ends it.
@@ -56,12 +58,18 @@ impl Handshakes {
         if waiting.unfinished.len() >= self.limit
             && let Some((_, oldest)) = waiting.unfinished.pop_first()
         {
+            waiting.leaving += 1;
             oldest.cancel();
         }
         waiting.begun += 1;
         let number = waiting.begun;
         waiting.unfinished.insert(number, superseded.clone());
         Some(Handshake { handshakes: self.clone(), number, superseded, _place: place })
+    }
+
+    /// How many have to give way and have not yet.
+    pub fn leaving(&self) -> usize {
+        self.lock().leaving
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -78,7 +86,11 @@ impl Handshake {
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.handshakes.lock().unfinished.remove(&self.number);
+        let mut waiting = self.handshakes.lock();
+        waiting.unfinished.remove(&self.number);
+        if self.superseded.is_cancelled() {
+            waiting.leaving -= 1;
+        }
     }
 }
 
@@ -96,10 +108,12 @@ mod tests {
         let rest = [2, 3, 4].map(|host| begin(host).expect("room"));
         let fifth = begin(5).expect("the first one's place");
         assert!(first.superseded.is_cancelled());
+        assert_eq!(handshakes.leaving(), 1);
         drop(rest);
         let sixth = begin(6).expect("room");
         assert!(!fifth.superseded.is_cancelled() && !sixth.superseded.is_cancelled());
         drop(first);
+        assert_eq!(handshakes.leaving(), 0);
         let _again = begin(1).expect("its address has its place back");
     }
 }

@@ -6,10 +6,10 @@
 //! Invariant: behind this there is exactly one host, no way out of a path, and no header in which
 //! somebody else claims to know who is speaking.
 
-use http::header::{HOST, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, Version};
 
 use super::limits::{HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::error::{Code, Problem};
@@ -41,6 +41,27 @@ pub fn check(head: &Parts) -> Result<(), Problem> {
     check_size(&head.headers)?;
     check_host(head)?;
     check_path(head)
+}
+
+/// Refuses a body that says it is something else than plain JSON. Who says nothing means JSON.
+pub fn check_media(headers: &HeaderMap) -> Result<(), Problem> {
+    let bad = |detail| Err(Problem::new(Code::UnsupportedMediaType, detail));
+    // Read as it is, a packed body would be called broken JSON.
+    if headers.get_all(CONTENT_ENCODING).iter().any(|it| !is_named(it, "identity")) {
+        return bad("send the body without a Content-Encoding; it is not unpacked here");
+    }
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    match (types.next(), types.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if is_named(one, "application/json") => Ok(()),
+        _ => bad("send JSON, and `Content-Type: application/json`"),
+    }
+}
+
+/// Whether a header's value is this, in any case and with any parameters.
+fn is_named(value: &HeaderValue, name: &str) -> bool {
+    let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(name.as_bytes())
 }
 
 /// Removes headers that claim to know who is speaking.
@@ -97,10 +118,24 @@ fn check_path(head: &Parts) -> Result<(), Problem> {
     let lower = path.to_ascii_lowercase();
     let segments = lower.replace("%2e", ".");
     let here = segments.split('/').any(|segment| segment == ".");
+    if has_broken_escape(path) {
+        return Err(Problem::new(
+            Code::BadHead,
+            "write `%` in the path with the two hexadecimal digits that belong to it",
+        ));
+    }
     if !path.starts_with('/') || climbs(path) || here || lower.contains("%00") {
         return Err(Problem::new(Code::BadHead, "write the path without `.`, `..` and NUL; it is not resolved here"));
     }
     Ok(())
+}
+
+/// What comes behind would be read in one way here and in another way by a proxy.
+fn has_broken_escape(path: &str) -> bool {
+    let mut escapes = path.as_bytes().split(|byte| *byte == b'%');
+    escapes.next();
+    let is_whole = |rest: &[u8]| rest.len() >= 2 && rest[..2].iter().all(u8::is_ascii_hexdigit);
+    !escapes.all(is_whole)
 }
 
 #[cfg(test)]
@@ -149,6 +184,11 @@ mod tests {
             (false, h1, "GET", "/a/%2E%2e/b", host),
             (false, h1, "GET", "/a%2f..%5cb", host),
             (false, h1, "GET", "/a%00", host),
+            (true, h1, "GET", "/a%25", host),
+            (false, h1, "GET", "/a%", host),
+            (false, h1, "GET", "/a%2", host),
+            (false, h1, "GET", "/a%zz/b", host),
+            (false, h1, "GET", "/%%41", host),
         ] {
             assert_eq!(check_one(version, method, uri, headers), expected, "{method} {uri} {headers:?}");
         }
@@ -156,6 +196,33 @@ mod tests {
         assert!(!check_one(h1, "GET", "/", &[("host", "a"), ("x", &large)]));
         let many = [("host", "a")].into_iter().chain([("x", "y"); HEADERS_MAX]);
         assert!(!check_one(h1, "GET", "/", &many.collect::<Vec<_>>()));
+    }
+
+    #[test]
+    fn only_plain_json_is_taken() {
+        let json = ("content-type", "application/json");
+        let rows: [(bool, &[_]); 11] = [
+            (true, &[]),
+            (true, &[json]),
+            (true, &[("content-type", "Application/JSON ; charset=utf-8")]),
+            (true, &[json, ("content-encoding", "identity")]),
+            (false, &[("content-type", "")]),
+            (false, &[("content-type", "text/plain")]),
+            (false, &[("content-type", "application/jsonp")]),
+            (false, &[json, json]),
+            (false, &[json, ("content-encoding", "gzip")]),
+            (false, &[json, ("content-encoding", "identity, gzip")]),
+            (false, &[("content-encoding", "identity"), ("content-encoding", "gzip")]),
+        ];
+        for (expected, headers) in rows {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, value.parse().expect("a value"));
+            }
+            let checked = check_media(&map);
+            assert_eq!(checked.is_ok(), expected, "{headers:?}");
+            assert!(checked.err().is_none_or(|bad| bad.code() == Code::UnsupportedMediaType), "{headers:?}");
+        }
     }
 
     #[test]

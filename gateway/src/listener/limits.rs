@@ -9,16 +9,22 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 pub const HEADERS_MAX: usize = 64;
 /// Bytes of all headers of one request, names and values.
 pub const HEAD_BYTES_MAX: usize = 16 * 1_024;
-/// Files and sockets of a gateway: the connections of both faces are a third, and there is room to spare. Not simply
+/// Files and sockets of a gateway: the connections of both faces are a tenth, and there is room to spare. Not simply
 /// all that is allowed: a program that closes every possible descriptor would close a thousand million in a container.
 const OPEN_FILES_WANTED: u64 = 65_536;
+/// What is kept for all that is no connection of a client: ~30 of the log, the store and the runtimes, four to each of 26
+/// other gateways, and one for each task that runs here.
+const OWN_FILES: u64 = 192;
+/// However few there are, a face has this part of them.
+const LEAST_SHARE: u64 = 8;
 /// No address has more of anything than one in so many.
 const ADDRESS_SHARE: usize = 4;
 
 /// What a face allows. Counts are for the whole face, times for one connection or request.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections, handshakes included. ~100 KiB each with TLS buffers: 4,096 take 0.4 GiB.
+    /// Connections, handshakes included. ~31 KiB each when idle, with the buffers of TLS and HTTP/2: 4,096 take 124 MiB.
+    /// Newer ones take the place of unused ones.
     pub connections: usize,
     /// Connections of one address (one /64 of IPv6), so that one client cannot take them all. Where fewer connections fit
     /// than the face would have, it is a quarter of those at most.
@@ -69,7 +75,8 @@ impl Limits {
             head: Duration::from_secs(15),
             // 4 MiB in a minute: 70 KiB/s.
             body: Duration::from_secs(60),
-            untaken: Duration::from_secs(30),
+            // With the next look it is cut within 30 s, also on a busy machine.
+            untaken: Duration::from_secs(20),
             silent: Duration::from_secs(45),
             idle: Duration::from_secs(120),
             grace: Duration::from_secs(10),
@@ -90,6 +97,9 @@ impl Limits {
             requests: 2_048,
             // Pieces of snapshots are 16 MiB at most: 32 at a time.
             body_bytes: 512 * 1_024 * 1_024,
+            // What a researcher does not take of a relayed answer is cut with his own connection, and not with the one that the
+            // gateway has here.
+            untaken: Duration::from_secs(40),
             idle: Duration::from_secs(600),
             streams: 256,
             // 1 MiB per round trip of 50 ms is 20 MiB/s on one stream.
@@ -97,6 +107,11 @@ impl Limits {
             connection_window_bytes: 4 * 1_024 * 1_024,
             ..Limits::public()
         }
+    }
+
+    /// How many more connections than there are could begin at once: below that, unused ones give way.
+    pub(super) fn connections_kept_free(&self) -> usize {
+        (self.connections / 32).max(1)
     }
 
     /// The same with another grace time.
@@ -107,15 +122,27 @@ impl Limits {
     }
 
     /// What of this fits into what the process may open: all connections together are a third of that at most, because
-    /// there are files and the other face.
+    /// there are files and the other face, and fewer where that would not leave enough files.
     #[must_use]
     pub(super) fn that_fit(mut self, open_files: u64) -> Limits {
-        let third = usize::try_from(open_files / 3).unwrap_or(usize::MAX).max(1);
-        self.connections = self.connections.min(third);
+        let half_of_the_rest = open_files.saturating_sub(OWN_FILES) / 2;
+        let fit = (open_files / 3).min(half_of_the_rest.max(open_files / LEAST_SHARE));
+        let fit = usize::try_from(fit).unwrap_or(usize::MAX).max(1);
+        if fit < self.connections {
+            self.connections = fit;
+            // Some are always without a request, and can give way.
+            self.requests = self.requests.min(fit.div_ceil(2));
+        }
         self.connections_per_address = self.connections_per_address.min(share(self.connections));
         // Half of the connections are kept for those that have shown who they are.
         self.handshakes = self.handshakes.min(self.connections.div_ceil(2));
         self
+    }
+
+    /// Requests of one address: three quarters. Many who ask for something may come by one proxy, and more of them than callers
+    /// are held to their shares at; one who takes no answers is not to have every place.
+    pub(super) fn requests_per_address(&self) -> usize {
+        (3 * self.requests).div_ceil(4)
     }
 
     /// Unfinished handshakes of one address.
@@ -159,13 +186,16 @@ mod tests {
             (65_536, 4_096, 512, 1_024),
             // What a shell gives by default, where nothing more is allowed.
             (1_024, 341, 86, 171),
-            (30, 10, 3, 5),
+            (512, 160, 40, 80),
+            (256, 32, 8, 16),
+            (30, 3, 1, 2),
             (1, 1, 1, 1),
         ] {
             let limits = Limits::public().that_fit(open_files);
             assert_eq!(limits.connections, connections, "{open_files}");
             assert_eq!(limits.connections_per_address, per_address, "{open_files}");
             assert_eq!(limits.handshakes, handshakes, "{open_files}");
+            assert!(limits.requests <= limits.connections.div_ceil(2), "{open_files}: some are without a request");
             assert!(limits.handshakes_per_address() <= limits.connections_per_address, "{open_files}");
         }
     }

@@ -4,12 +4,15 @@
 //! inside a future would not do: what a client does not take is not polled any more.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::limits::Limits;
+use super::unused::Turn;
 
 /// What is to be done with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,11 @@ pub enum Verdict {
 
 /// Shared by a connection's IO, its requests and its task.
 #[derive(Debug)]
-pub struct Pulse(Mutex<Beats>);
+pub struct Pulse {
+    beats: Mutex<Beats>,
+    /// Pieces of answers that were taken, ever.
+    pieces: AtomicU64,
+}
 
 #[derive(Debug)]
 struct Beats {
@@ -35,25 +42,69 @@ struct Beats {
     untaken: HashMap<u64, Instant>,
     requests: usize,
     requests_ever: u64,
-    /// When `requests` last became 0.
+    /// Bodies that are still read although their requests are answered. What is closed on them is reset, and with it goes the
+    /// answer.
+    rests: usize,
+    /// When `requests` and `rests` last became 0.
     unused_since: Instant,
+    /// Whose turn it is to give way, among those on which nothing is asked.
+    turn: Turn,
     ambiguous: bool,
     cut: bool,
 }
 
+impl Beats {
+    fn is_unused(&self) -> bool {
+        self.requests == 0 && self.rests == 0
+    }
+
+    /// A request has ended, or a rest.
+    fn line_up_if_unused(&mut self, now: Instant) {
+        if self.requests == 0 {
+            self.unused_since = now;
+        }
+        if self.is_unused() {
+            self.turn.line_up(true);
+        }
+    }
+}
+
+/// The rest of one body is read. It takes no request's place.
+#[derive(Debug)]
+pub struct ReadingRest(Arc<Pulse>);
+
+impl Drop for ReadingRest {
+    fn drop(&mut self) {
+        let mut beats = self.0.lock();
+        beats.rests -= 1;
+        beats.line_up_if_unused(Instant::now());
+    }
+}
+
 impl Pulse {
     /// The pulse of a new connection.
-    pub fn new(now: Instant) -> Pulse {
-        Pulse(Mutex::new(Beats {
+    pub fn new(now: Instant, turn: Turn) -> Pulse {
+        let beats = Mutex::new(Beats {
             last_read: now,
             write_blocked: None,
             untaken: HashMap::new(),
             requests: 0,
             requests_ever: 0,
+            rests: 0,
             unused_since: now,
+            turn,
             ambiguous: false,
             cut: false,
-        }))
+        });
+        Pulse { beats, pieces: AtomicU64::new(0) }
+    }
+
+    /// The handshake is done; what is returned is cancelled when the connection has to give way to a newer one.
+    pub fn begin_waiting(&self, now: Instant) -> CancellationToken {
+        let mut beats = self.lock();
+        beats.unused_since = now;
+        beats.turn.line_up(false);
+        beats.turn.gives_way()
     }
 
     /// Bytes came in.
@@ -74,6 +125,7 @@ impl Pulse {
     /// A request begins; the number names it until [`Pulse::end_request`].
     pub fn begin_request(&self) -> u64 {
         let mut beats = self.lock();
+        beats.turn.step_out();
         beats.requests += 1;
         beats.requests_ever += 1;
         beats.requests_ever
@@ -84,9 +136,34 @@ impl Pulse {
         let mut beats = self.lock();
         beats.untaken.remove(&request);
         beats.requests -= 1;
-        if beats.requests == 0 {
-            beats.unused_since = now;
+        beats.line_up_if_unused(now);
+    }
+
+    /// The rest of a body that nobody wants is read; as long as what is returned is held.
+    pub fn begin_rest(self: &Arc<Self>) -> ReadingRest {
+        let mut beats = self.lock();
+        beats.turn.step_out();
+        beats.rests += 1;
+        ReadingRest(Arc::clone(self))
+    }
+
+    /// It has to give way; whether it can at once, because nothing is asked and nothing of that is still read.
+    pub fn gives_way(&self) -> bool {
+        let mut beats = self.lock();
+        if !beats.is_unused() {
+            beats.turn.stay();
         }
+        beats.is_unused()
+    }
+
+    /// A piece of an answer goes out.
+    pub fn piece(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many did.
+    pub fn pieces(&self) -> u64 {
+        self.pieces.load(Ordering::Relaxed)
     }
 
     /// A piece of an answer waits for the client.
@@ -119,6 +196,14 @@ impl Pulse {
         self.lock().cut
     }
 
+    /// Whether nothing is asked, and nothing has come in for so long. Who stops amid a body that nobody wants is not waited
+    /// for either.
+    pub fn is_still(&self, now: Instant, for_: Duration) -> bool {
+        let beats = self.lock();
+        let still = |since: Instant| now.duration_since(since) > for_;
+        beats.requests == 0 && still(beats.unused_since) && still(beats.last_read)
+    }
+
     /// What is to be done now. Only an HTTP/2 connection answers pings and is never silent for long.
     pub fn verdict(&self, now: Instant, limits: &Limits, http2: bool) -> Verdict {
         let beats = self.lock();
@@ -129,7 +214,7 @@ impl Pulse {
             Verdict::Dead("the client does not take its answer")
         } else if http2 && over(beats.last_read, limits.silent) {
             Verdict::Dead("the client is silent")
-        } else if beats.requests == 0 && over(beats.unused_since, limits.idle) {
+        } else if beats.is_unused() && over(beats.unused_since, limits.idle) {
             Verdict::Idle
         } else {
             Verdict::Alive
@@ -137,19 +222,20 @@ impl Pulse {
     }
 
     fn lock(&self) -> MutexGuard<'_, Beats> {
-        self.0.lock().expect("invariant: nothing panics while it holds the pulse")
+        self.beats.lock().expect("invariant: nothing panics while it holds the pulse")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::unused::Unused;
     use super::*;
 
     const TICK: Duration = Duration::from_secs(1);
 
     fn check(story: impl FnOnce(&Pulse, Instant), after: Duration, http2: bool, expected: Verdict) {
         let now = Instant::now();
-        let pulse = Pulse::new(now);
+        let pulse = Pulse::new(now, Unused::default().turn());
         story(&pulse, now);
         assert_eq!(pulse.verdict(now + after, &Limits::public(), http2), expected);
     }
@@ -203,5 +289,20 @@ mod tests {
             false,
             Verdict::Idle,
         );
+    }
+
+    #[test]
+    fn still_is_who_asks_nothing_and_says_nothing() {
+        let now = Instant::now();
+        let later = now + 2 * TICK;
+        let pulse = Pulse::new(now, Unused::default().turn());
+        assert!(pulse.is_still(later, TICK) && !pulse.is_still(later, 3 * TICK));
+        let request = pulse.begin_request();
+        assert!(!pulse.is_still(later, TICK), "an answer is under way");
+        pulse.end_request(request, later);
+        assert!(!pulse.is_still(later, TICK), "it has just ended");
+        pulse.read(later + TICK);
+        assert!(!pulse.is_still(later + 2 * TICK, TICK), "a request may be on its way");
+        assert!(pulse.is_still(later + 3 * TICK, TICK));
     }
 }

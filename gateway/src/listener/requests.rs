@@ -3,6 +3,7 @@
 //! Invariants: a place is given back when the answer has been taken or the connection is gone, not
 //! earlier; the bytes of all bodies held for requests in flight stay under the face's limit.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,38 +11,98 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
+use super::addresses::{Addresses, Place};
+use super::limits::Limits;
 use super::pulse::Pulse;
+use crate::api::HEALTH;
 use crate::error::{Code, Problem};
 
 /// Answers are handed on in pieces of this size: what a client takes of a stream bounds what is
 /// buffered for it. One HTTP/2 frame.
 const PIECE_BYTES: usize = 16 * 1_024;
 
+/// Places beyond all others, for what is asked most when a gateway answers as many requests as it can: how it is, and what
+/// keeps the registry going. Of health each address has a few; a gateway's messages share an address with many others.
+const HEALTH_PLACES: usize = 32;
+const HEALTH_PER_ADDRESS: usize = 8;
+const RAFT_PLACES: usize = 512;
+const RAFT: &str = "/raft/";
+
+/// What is still read of a body when its request is answered already: what a client sends without waiting for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    bytes_max: usize,
+    /// For how long.
+    timeout: Duration,
+}
+
+impl Rest {
+    /// Most clients of HTTP/1 send all of a body before they read an answer. A connection that is closed on what has arrived
+    /// and was not read is reset, and with it goes the answer that says why. So several of the largest bodies that are taken.
+    pub const HTTP1: Rest = Rest { bytes_max: 16 * 1_024 * 1_024, timeout: Duration::from_secs(5) };
+    /// A window of a stream's. A stream that is reset while its body arrives counts as one that this side had to reset, and a
+    /// connection ends after so many of them: a client who is told often enough to come back would be cut off with
+    /// everything else that he has asked.
+    pub const HTTP2: Rest = Rest { bytes_max: 64 * 1_024, timeout: Duration::from_secs(1) };
+}
+
+/// Places, of which an address has only so many.
+#[derive(Clone, Debug)]
+struct Shared {
+    free: Arc<Semaphore>,
+    per_address: usize,
+    addresses: Addresses,
+}
+
+impl Shared {
+    fn new(places: usize, per_address: usize) -> Shared {
+        Shared { free: Arc::new(Semaphore::new(places)), per_address, addresses: Addresses::default() }
+    }
+
+    fn take(&self, from: IpAddr) -> Option<(OwnedSemaphorePermit, Place)> {
+        let share = self.addresses.place(from, self.per_address)?;
+        Some((Arc::clone(&self.free).try_acquire_owned().ok()?, share))
+    }
+}
+
 /// The places of one face.
 #[derive(Clone, Debug)]
 pub struct Places {
-    free: Arc<Semaphore>,
+    all: Shared,
+    for_health: Shared,
+    for_raft: Shared,
     body_bytes: Arc<AtomicUsize>,
     body_bytes_max: usize,
 }
 
 impl Places {
-    /// So many requests, and so many bytes of their bodies, at once.
-    pub fn new(requests: usize, body_bytes_max: usize) -> Places {
-        Places { free: Arc::new(Semaphore::new(requests)), body_bytes: Arc::default(), body_bytes_max }
+    /// None is taken yet.
+    pub fn new(limits: &Limits) -> Places {
+        Places {
+            all: Shared::new(limits.requests, limits.requests_per_address()),
+            for_health: Shared::new(HEALTH_PLACES, HEALTH_PER_ADDRESS),
+            for_raft: Shared::new(RAFT_PLACES, RAFT_PLACES),
+            body_bytes: Arc::default(),
+            body_bytes_max: limits.body_bytes,
+        }
     }
 
-    /// A place for one more request, if there is one.
-    pub fn take(&self, pulse: &Arc<Pulse>) -> Option<Arc<InFlight>> {
-        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+    /// A place for one more request of this address for this path, if there is one and the address has not too many.
+    pub fn take(&self, from: IpAddr, path: &str, pulse: &Arc<Pulse>) -> Option<Arc<InFlight>> {
+        let (permit, share) = self.all.take(from).or_else(|| match path {
+            HEALTH => self.for_health.take(from),
+            _ if path.starts_with(RAFT) => self.for_raft.take(from),
+            _ => None,
+        })?;
         Some(Arc::new(InFlight {
             _permit: permit,
+            _share: share,
             places: self.clone(),
             body_bytes: AtomicUsize::new(0),
             request: pulse.begin_request(),
@@ -54,6 +115,7 @@ impl Places {
 #[derive(Debug)]
 pub struct InFlight {
     _permit: OwnedSemaphorePermit,
+    _share: Place,
     places: Places,
     body_bytes: AtomicUsize,
     request: u64,
@@ -93,19 +155,50 @@ pub enum BadBody {
     Broken(#[source] hyper::Error),
 }
 
+/// Reads what is on its way of a body that nobody wants.
+pub fn let_go(mut body: Incoming, allowed: Rest, pulse: &Arc<Pulse>) {
+    if body.is_end_stream() {
+        return;
+    }
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    let reading = pulse.begin_rest();
+    runtime.spawn(async move {
+        let _until_it_ends = reading;
+        let rest = async {
+            let mut bytes = 0;
+            while bytes <= allowed.bytes_max
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                bytes += frame.data_ref().map_or(0, Bytes::len);
+            }
+        };
+        let _it_is_reset_then = tokio::time::timeout(allowed.timeout, rest).await;
+    });
+}
+
 /// A request's body with a deadline.
 pub struct RequestBody {
-    body: Incoming,
+    /// There until this is dropped.
+    body: Option<Incoming>,
     /// None if there is no body to wait for.
     deadline: Option<Pin<Box<Sleep>>>,
+    rest: Rest,
     place: Arc<InFlight>,
 }
 
 impl RequestBody {
-    /// The body has to be here after `limit`, whole.
-    pub fn new(body: Incoming, limit: Duration, place: Arc<InFlight>) -> RequestBody {
+    /// The body has to be here after `limit`, whole. Of what nobody reads of it, `rest` is still taken.
+    pub fn new(body: Incoming, limit: Duration, rest: Rest, place: Arc<InFlight>) -> RequestBody {
         let deadline = (!body.is_end_stream()).then(|| Box::pin(tokio::time::sleep(limit)));
-        RequestBody { body, deadline, place }
+        RequestBody { body: Some(body), deadline, rest, place }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take() {
+            let_go(body, self.rest, &self.place.pulse);
+        }
     }
 }
 
@@ -121,7 +214,8 @@ impl HttpBody for RequestBody {
         {
             return Poll::Ready(Some(Err(BadBody::TooSlow)));
         }
-        let frame = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let frame = match ready!(Pin::new(body).poll_frame(context)) {
             None => return Poll::Ready(None),
             Some(frame) => frame.map_err(BadBody::Broken),
         };
@@ -133,23 +227,26 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::default, HttpBody::size_hint)
     }
 }
 
 /// Reads a request's body to its end, or says in the client's terms why not.
 pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let read = Limited::new(body, bytes_max).collect().await;
-    read.map(|whole| whole.to_bytes()).map_err(|cause| {
+    let too_large = || Problem::new(Code::BodyTooLarge, format!("send at most {bytes_max} bytes"));
+    // Whoever says so is not waited for.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    gather(Limited::new(body, bytes_max)).await.map_err(|cause| {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*cause);
         while let Some(error) = cause {
             if error.is::<LengthLimitError>() {
-                let detail = format!("send at most {bytes_max} bytes");
-                return Problem::new(Code::BodyTooLarge, detail);
+                return too_large();
             }
             match error.downcast_ref() {
                 Some(BadBody::TooSlow) => {
@@ -164,6 +261,18 @@ pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
         }
         Problem::new(Code::BodyBroken, "the body ended before it was complete")
     })
+}
+
+/// Reads a body to its end. Copied, because a body in pieces of one byte is kept in as many buffers otherwise, each of them
+/// hundreds of times as large.
+pub async fn gather<B: HttpBody<Data = Bytes> + Unpin>(mut body: B) -> Result<Bytes, B::Error> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(whole.freeze())
 }
 
 /// An answer's body, which holds the request's place until it is taken or dropped.
@@ -207,6 +316,7 @@ impl HttpBody for AnswerBody {
         this.place.pulse.taken(this.place.request);
         let frame = this.poll_piece(context);
         if let Poll::Ready(Some(Ok(_))) = &frame {
+            this.place.pulse.piece();
             this.place.pulse.offered(this.place.request, Instant::now());
         }
         frame

@@ -1,4 +1,4 @@
-//! Watched IO: a socket that notes when bytes move, and a stream whose HTTP/1 heads are looked at.
+//! Watched IO: a socket that notes when bytes move, and a stream whose HTTP/1 heads or HTTP/2 frames are looked at.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::frames::Frames;
 use super::framing::Framing;
 use super::pulse::Pulse;
 
@@ -85,35 +86,57 @@ impl AsyncWrite for WatchedSocket {
     }
 }
 
-/// A decrypted HTTP/1 stream. Tells the pulse when a head is ambiguous.
+/// A decrypted stream. Tells the pulse when a head is ambiguous, and breaks when frames come in a flood.
 #[derive(Debug)]
-pub struct WatchedHeads<S> {
+pub struct WatchedStream<S> {
     stream: S,
-    framing: Framing,
+    watch: Watch,
     pulse: Arc<Pulse>,
 }
 
-impl<S> WatchedHeads<S> {
-    /// Watches this stream from its first byte.
-    pub fn new(stream: S, pulse: Arc<Pulse>) -> WatchedHeads<S> {
-        WatchedHeads { stream, framing: Framing::default(), pulse }
+#[derive(Debug)]
+enum Watch {
+    Http1(Framing),
+    Http2(Frames),
+}
+
+impl<S> WatchedStream<S> {
+    /// Watches this HTTP/1 stream from its first byte.
+    pub fn http1(stream: S, pulse: Arc<Pulse>) -> WatchedStream<S> {
+        WatchedStream { stream, watch: Watch::Http1(Framing::default()), pulse }
+    }
+
+    /// Watches this HTTP/2 stream from its first byte.
+    pub fn http2(stream: S, is_gateway: bool, pulse: Arc<Pulse>) -> WatchedStream<S> {
+        let now = Instant::now();
+        let frames = if is_gateway { Frames::of_gateway(now) } else { Frames::new(now) };
+        WatchedStream { stream, watch: Watch::Http2(frames), pulse }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for WatchedHeads<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
         let new = &buffer.filled()[before..];
-        if !this.pulse.is_ambiguous() && this.framing.scan(new).is_err() {
-            this.pulse.found_ambiguous();
+        match &mut this.watch {
+            Watch::Http1(framing) => {
+                if !this.pulse.is_ambiguous() && framing.scan(new).is_err() {
+                    this.pulse.found_ambiguous();
+                }
+            }
+            Watch::Http2(frames) => {
+                if let Err(flood) = frames.scan(new, Instant::now(), this.pulse.pieces()) {
+                    return Poll::Ready(Err(io::Error::other(flood)));
+                }
+            }
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedHeads<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }

@@ -14,7 +14,7 @@ use federation::raft::{NodeId, Rpc, Transport, TransportError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::rt::Executor;
@@ -25,6 +25,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+use crate::listener::gather;
+
 /// A gateway that does not accept or shake hands within this is away.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent peer is noticed within interval + timeout.
@@ -32,6 +34,10 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A snapshot is the largest answer and is sent in pieces below this.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of one answer that come before they are read, and the answers at once on one connection, as many as a peer gives.
+/// There is room for all of them: those that nobody takes hold up no others.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const STREAMS_MAX: u32 = 256;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -174,8 +180,7 @@ impl Peers {
     ) -> Result<(http::response::Parts, Bytes), PeerError> {
         let calling = async {
             let (head, body) = self.send(to, lane, request, at_most).await?.into_parts();
-            let body =
-                Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|cause| broken(to, &cause))?.to_bytes();
+            let body = gather(Limited::new(body, ANSWER_BYTES_MAX)).await.map_err(|cause| broken(to, &cause))?;
             match head.status {
                 status if status.is_success() => Ok((head, body)),
                 status if may_be_repeated(status) => Err(PeerError::Busy { gateway: to.to_string(), status }),
@@ -292,8 +297,8 @@ async fn dial(
         .keep_alive_interval(KEEP_ALIVE_EVERY)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(1024 * 1024)
-        .initial_connection_window_size(4 * 1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(STREAMS_MAX * STREAM_WINDOW_BYTES)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|cause| unreachable(to, &cause))?;

@@ -120,6 +120,23 @@ async fn who_is_busy_has_refused_nothing() {
     assert!(matches!(voted, Err(TransportError::Refused(_))), "{voted:?}");
 }
 
+/// A researcher who takes nothing of what is relayed to him shares a connection with all others of his gateway.
+#[tokio::test]
+async fn answers_that_nobody_takes_hold_up_no_others() {
+    let large = async || Bytes::from(vec![0; 1_024 * 1_024]);
+    let app = Router::new().route("/large", get(large)).route("/small", get(async || Bytes::from(vec![0; 32 * 1_024])));
+    let pair = Pair::on(&Handle::current(), app).await;
+    let mut untaken = vec![];
+    for _ in 0..16 {
+        let sent = pair.peers.send(&id("FR/fr-1"), Lane::Tasks, request("/large"), PATIENCE).await;
+        untaken.push(sent.expect("an answer's head"));
+    }
+    for _ in 0..100 {
+        let small = pair.get(Lane::Tasks, "/small").await;
+        assert_eq!(small.expect("an answer").len(), 32 * 1_024);
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_that_is_away_has_surely_not_heard_it() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port");
