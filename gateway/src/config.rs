@@ -250,6 +250,13 @@ pub enum BadConfig {
     },
 }
 
+impl Factory {
+    /// Whether the built-in driver runs its tasks, on the gateway's own machine.
+    pub fn is_local(&self) -> bool {
+        self.slurm.is_none() && self.kubernetes.is_none()
+    }
+}
+
 impl Config {
     /// Reads and parses a configuration file; paths in it become absolute.
     pub fn read(path: &Path) -> Result<Config, BadConfig> {
@@ -304,8 +311,21 @@ impl Config {
             price_milli_eur_per_gpu_hour: factory.price_milli_eur_per_gpu_hour,
             city: factory.city.clone(),
             until: None,
-            keeps_leases: false,
+            keeps_leases: self.keeps_leases(factory),
         }
+    }
+
+    /// Finds out what `auto` comes to here: offers say what follows from it.
+    pub fn settle_isolation(&mut self) {
+        if self.factories.iter().any(Factory::is_local) {
+            self.local.isolation = self.local.isolation.found(self.local.run_as);
+        }
+    }
+
+    /// Only what runs on the gateway's own machine is stopped without the gateway, and a plain process can kill whoever would
+    /// stop it.
+    fn keeps_leases(&self, factory: &Factory) -> bool {
+        factory.is_local() && self.local.isolation != Isolation::Process
     }
 
     fn resolve(&mut self, base: &Path) {
@@ -420,6 +440,14 @@ gpus_per_node = 4
         assert_eq!((local.isolation, local.run_as), (Isolation::Auto, Some(RunAs { uid: 990, gid: 991 })));
         assert!(local.attempts_dir.expect("a folder").is_absolute());
         assert_eq!(local.disk_reserve_gib, 1, "what is not named keeps its default");
+    }
+
+    #[test]
+    fn a_factory_promises_to_end_what_must_not_run_twice_only_if_it_can() {
+        let kept =
+            |local: &str| check(&format!("{GOOD}{local}")).expect("a good configuration").offers()[0].keeps_leases;
+        assert!(kept(""));
+        assert!(!kept("[local]\nisolation = \"process\"\n"));
     }
 
     const SLURM: &str = r#"slurm = { partition = "federated", gres = "gpu:h100" }

@@ -23,6 +23,7 @@ mod gpus;
 mod journal;
 mod kubernetes;
 mod launcher;
+pub mod lease;
 mod ledger;
 mod limits;
 mod local;
@@ -92,6 +93,10 @@ pub trait Driver: Send + Sync + 'static {
     /// Asks for an attempt to be stopped and returns; [`Driver::poll`] tells when it is.
     /// An attempt that is not known yet will never run: it is `Done` as canceled from here on.
     fn cancel(&self, job: &JobId, attempt: u32) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Lets an attempt with a lease go on until then, in the milliseconds of [`lease::now_ms`]. Only pools whose offer says
+    /// that they keep leases have such attempts.
+    fn renew(&self, job: &JobId, attempt: u32, until_ms: u64) -> BoxFuture<'_, Result<(), DriverError>>;
 
     /// Reads a stream from `offset`, at most `max` bytes; an empty chunk without `end` means "not yet".
     fn logs(

@@ -135,6 +135,13 @@ impl Driver for Drivers {
         .boxed()
     }
 
+    fn renew(&self, job: &JobId, attempt: u32, until_ms: u64) -> BoxFuture<'_, Result<(), DriverError>> {
+        match self.holder(job, attempt) {
+            Some(driver) => driver.renew(job, attempt, until_ms),
+            None => async { Ok(()) }.boxed(),
+        }
+    }
+
     fn logs(
         &self,
         job: &JobId,
@@ -244,6 +251,9 @@ mod tests {
         }
         fn cancel(&self, job: &JobId, attempt: u32) -> BoxFuture<'_, Result<(), DriverError>> {
             self.take(*job, attempt)
+        }
+        fn renew(&self, _: &JobId, _: u32, _: u64) -> BoxFuture<'_, Result<(), DriverError>> {
+            async { Ok(()) }.boxed()
         }
         fn logs(
             &self,

@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -38,6 +39,7 @@ use crate::proposer::{Proposer, Serials, Signer, lowest_serial};
 use crate::stages::Stages;
 use crate::store::Store;
 use crate::verdicts::Judge;
+use crate::witness::Witness;
 use crate::{api, publish};
 
 mod renewal;
@@ -95,13 +97,14 @@ struct Identity {
 
 impl Gateway {
     /// Starts everything; returns when both faces listen.
-    pub async fn start(config: Config) -> anyhow::Result<Gateway> {
+    pub async fn start(mut config: Config) -> anyhow::Result<Gateway> {
         let identity = Identity::read(&config)?;
         match raise_open_files() {
             Ok(files) if files < FEW_FILES => tracing::warn!(files, "few files may be open, so few clients are served"),
             Ok(_) => {}
             Err(cause) => tracing::warn!(%cause, "the limit of open files stays as it is"),
         }
+        config.settle_isolation();
         let (work, ties) = (Part::default(), Part::default());
         let peer_threads = PeerThreads::start().context("cannot start threads")?;
         fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
@@ -119,6 +122,7 @@ impl Gateway {
                 TimersProfile::Wan => Timers::wan(),
             },
         };
+        let clocks = identity.genesis.clocks();
         let transport = Arc::new(RaftLanes(Arc::clone(&peers)));
         let consensus = Consensus::start(raft, identity.genesis.clone(), transport).await?;
         let connections = Connections::default();
@@ -205,13 +209,23 @@ impl Gateway {
             judge,
             home,
             orders,
+            lease_ms: clocks.lease_ms,
+            leased_until_ms: AtomicU64::new(0),
         });
+        let witness = Witness {
+            me: config.gateway.clone(),
+            consensus: consensus.clone(),
+            proposer: proposer.clone(),
+            peers,
+            clocks,
+        };
         let Part { tasks, stop } = &work;
         let loops = [
             ("host", tasks.spawn(host.run(tasks.clone(), stop.clone()))),
             ("archive", tasks.spawn(archive.run(tasks.clone(), stop.clone()))),
             ("publish", tasks.spawn(publish::run(config, consensus.clone(), proposer, stop.clone()))),
             ("renewal", tasks.spawn(renewal.run(identity.leaves, stop.clone()))),
+            ("witness", tasks.spawn(witness.run(stop.clone()))),
         ];
         let (report, broken) = watch::channel(None);
         for (name, running) in loops {

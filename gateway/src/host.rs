@@ -4,21 +4,26 @@
 //! driver, every action is idempotent, and a restart simply computes it again.
 //!
 //! Invariants: a job starts only after this state's own live pack has permitted it here and the
-//! registry has committed `Start`; one action per attempt is in hand at a time; what is declined or
-//! cancelled is first made impossible at the driver.
+//! registry has committed `Start`; one action per attempt is in hand at a time, and looks once more whether it is still
+//! due before it changes anything; what is declined or cancelled is first made impossible at the driver; what must not run
+//! twice runs only as long as a report of this gateway was committed within the lease.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use certs::{Digest, Envelope, GatewayId};
 use federation::raft::Consensus;
 use federation::{Action, Command, End, Job, JobId, JobState, Mandate, Outcome, PoolId, Rejection, Timestamp};
+use futures_util::stream::{self, StreamExt};
 use policy::Decision;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::claims::{Claims, Subject};
-use crate::driver::{AttemptStatus, Driver, DriverError, WorkOrder};
+use crate::driver::{AttemptStatus, Driver, DriverError, WorkOrder, lease};
 use crate::home::{Home, now};
 use crate::orders::{NoOrder, Order, Orders};
 use crate::proposer::{NotCommitted, Proposer};
@@ -26,6 +31,8 @@ use crate::tes::Submission;
 use crate::verdicts::{Judge, Question};
 
 mod claims;
+#[cfg(test)]
+mod tests;
 
 /// Duties are computed this often at most: a look costs a step for each of them.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -35,6 +42,10 @@ const TICK: Duration = Duration::from_millis(500);
 const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often what the driver holds is held against the registry.
 const RECONCILE_EVERY: Duration = Duration::from_secs(10);
+/// How long a driver may take to remove what an attempt left.
+const FORGET_TIMEOUT: Duration = Duration::from_secs(10);
+/// Attempts that are forgotten at the same time.
+const FORGET_AT_ONCE: usize = 16;
 
 const LOST: &str = "the factory lost this attempt while it ran";
 
@@ -54,6 +65,10 @@ pub struct Host {
     pub home: Arc<Home>,
     /// Where orders come from.
     pub orders: Arc<Orders>,
+    /// How long what must not run twice goes on without a report that was committed, in milliseconds.
+    pub lease_ms: u64,
+    /// Until when that is, for the newest report, in the milliseconds of [`lease::now_ms`].
+    pub leased_until_ms: AtomicU64,
 }
 
 /// Why an action came to nothing this time. It is due again after a short rest.
@@ -69,6 +84,8 @@ enum Undone {
     Driver(#[from] DriverError),
     #[error("the order is wrong: {0}")]
     WrongOrder(String),
+    #[error("no report of this gateway was committed lately, and the job must not run twice")]
+    NoLease,
     #[error("{0}")]
     Home(String),
 }
@@ -85,14 +102,20 @@ impl Host {
             return;
         }
         let mut reconciled = Instant::now();
+        let reconciling = Arc::new(Semaphore::new(1));
         loop {
             revisions.borrow_and_update();
             attempts.borrow_and_update();
             self.start_due(&claims, &tasks, &stop);
-            if reconciled.elapsed() >= RECONCILE_EVERY {
+            if reconciled.elapsed() >= RECONCILE_EVERY
+                && let Ok(turn) = Arc::clone(&reconciling).try_acquire_owned()
+            {
                 reconciled = Instant::now();
                 let (host, claims, stop) = (Arc::clone(&self), claims.clone(), stop.clone());
-                tasks.spawn(async move { stop.run_until_cancelled(host.reconcile(&claims)).await });
+                tasks.spawn(async move {
+                    stop.run_until_cancelled(host.reconcile(&claims)).await;
+                    drop(turn);
+                });
             }
             let looked_at = tokio::time::Instant::now();
             tokio::select! {
@@ -136,10 +159,9 @@ impl Host {
                     (action, job.map(|job| (job.home, job.state)))
                 })
                 .collect();
-            let reported = self.driver.pools().into_iter().map(|pool| {
-                let report = registry.offer(&pool).and_then(|offer| offer.report.clone());
-                (pool, report)
-            });
+            // A pool that was handed on is its new gateway's to report: that would be heard otherwise, alive or not.
+            let mine = |pool: &PoolId| registry.offer(pool).filter(|it| it.offer.served_by == self.me.name);
+            let reported = self.driver.pools().into_iter().filter_map(|pool| Some((pool, mine(&pool)?.report.clone())));
             (due, reported.collect::<Vec<_>>())
         });
         let mut duties: Vec<_> = due
@@ -185,21 +207,17 @@ impl Host {
 
     /// A grant on one of our pools: fetch the order, decide again, commit `Start`, hand over.
     async fn dispatch(&self, job: JobId, attempt: u32, claims: &Claims) -> Result<(), Undone> {
-        let Some(record) = self.current(job, attempt) else {
+        // What is due was computed before the attempt was claimed: whoever had it then may have started it since.
+        let Some(record) = self.wanted(job, attempt, JobState::Granted) else {
             return Ok(());
         };
         let work = match self.permitted_work(&record, attempt, claims).await? {
             Ok(work) => work,
             Err(reason) => return self.decline(job, attempt, &reason).await,
         };
+        self.lease(&record)?;
         self.commit(Command::Start { job, attempt, at: now() }).await?;
-        match self.current(job, attempt) {
-            Some(started) if started.state == JobState::Starting && !started.cancel_requested => {
-                self.hand_over(job, attempt, work).await
-            }
-            // Cancelled meanwhile, or not seen here yet: what is due then is computed anew.
-            _ => Ok(()),
-        }
+        self.hand_over(job, attempt, work).await
     }
 
     /// The registry says that this attempt was started: see how far it is.
@@ -208,6 +226,8 @@ impl Host {
             return Ok(());
         };
         match self.driver.poll(&job, attempt) {
+            // A stop is due instead.
+            AttemptStatus::Unknown if record.cancel_requested => Ok(()),
             // Killed between `Start` and the driver: the claim was never made. The pack may have moved meanwhile.
             AttemptStatus::Unknown if record.state == JobState::Starting => {
                 match self.permitted_work(&record, attempt, claims).await? {
@@ -260,13 +280,48 @@ impl Host {
     }
 
     async fn report(&self, pool: &PoolId) -> Result<(), Undone> {
-        match self.driver.capacity(pool) {
-            Some(report) => self.commit(Command::ReportCapacity(report)).await,
-            None => Ok(()),
-        }
+        let Some(report) = self.driver.capacity(pool) else {
+            return Ok(());
+        };
+        // Counted from before it was proposed: whoever hears it later waits longer.
+        let asked_ms = lease::now_ms();
+        let seen = self.commit_and_see(Command::ReportCapacity(report)).await?;
+        // The registry takes it from the gateway that serves the pool, and from no other: the others have heard this one.
+        // A replica that is behind does not know whether an attempt is still the current one.
+        if seen { self.renew_leases(asked_ms + self.lease_ms).await } else { Ok(()) }
     }
 
+    /// What must not run twice may go on, if it is still the current attempt now that the report is here.
+    async fn renew_leases(&self, until_ms: u64) -> Result<(), Undone> {
+        self.leased_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+        let leased: Vec<(JobId, u32)> = self.consensus.read(|registry| {
+            let held = registry.held_by_gateway(&self.me);
+            held.filter_map(|job| Some((job.id, job.holding().filter(|it| it.leased)?.number))).collect()
+        });
+        // One that cannot be renewed takes no other with it.
+        let mut renewed = Ok(());
+        for (job, attempt) in leased {
+            renewed = renewed.and(self.driver.renew(&job, attempt, until_ms).await);
+        }
+        Ok(renewed?)
+    }
+
+    /// Until when the attempt may go on at first; `None` for one that needs no lease.
+    fn lease(&self, job: &Job) -> Result<Option<u64>, Undone> {
+        if !job.holding().is_some_and(|attempt| attempt.leased) {
+            return Ok(None);
+        }
+        let until_ms = self.leased_until_ms.load(Ordering::Relaxed);
+        if until_ms > lease::now_ms() { Ok(Some(until_ms)) } else { Err(Undone::NoLease) }
+    }
+
+    /// Only what still is to run: an order takes its time to come, and so does a commit.
     async fn hand_over(&self, job: JobId, attempt: u32, work: WorkOrder) -> Result<(), Undone> {
+        let Some(started) = self.wanted(job, attempt, JobState::Starting) else {
+            // Cancelled or given to another meanwhile, or not seen here yet: what is due then is computed anew.
+            return Ok(());
+        };
+        let work = WorkOrder { lease_until_ms: self.lease(&started)?, ..work };
         match self.driver.submit(work).await {
             Ok(()) => Ok(()),
             // The driver will never take this order: that is an end, with its reason.
@@ -286,14 +341,19 @@ impl Host {
         self.commit(Command::Finish { job, attempt, end, at: now() }).await
     }
 
-    /// Commits and waits until this replica shows it, so that the same action is not due again.
     async fn commit(&self, command: Command) -> Result<(), Undone> {
+        let _seen_later_if_late = self.commit_and_see(command).await?;
+        Ok(())
+    }
+
+    /// Commits and waits until this replica shows it, so that the same action is not due again; false if it does not yet.
+    async fn commit_and_see(&self, command: Command) -> Result<bool, Undone> {
         let (revision, outcome) = self.proposer.commit(command).await?;
-        let _seen_later_if_late = self.consensus.wait_for(revision, SEEN_TIMEOUT).await;
+        let seen = self.consensus.wait_for(revision, SEEN_TIMEOUT).await.is_ok();
         match outcome {
             Outcome::Rejected(reason) => Err(Undone::Rejected(reason)),
             // What became of it is in the registry; what is due is computed from there.
-            _ => Ok(()),
+            _ => Ok(seen),
         }
     }
 
@@ -303,6 +363,11 @@ impl Host {
             let current = record.holding().is_some_and(|it| it.number == attempt);
             current.then(|| record.clone())
         })
+    }
+
+    /// The job, if this is still its attempt, is as far as that, and nobody has asked for its end.
+    fn wanted(&self, job: JobId, attempt: u32, state: JobState) -> Option<Job> {
+        self.current(job, attempt).filter(|it| it.state == state && !it.cancel_requested)
     }
 
     /// The work of an attempt, if home, this state's live pack and the driver let it run here; else why not.
@@ -336,6 +401,10 @@ impl Host {
             }
         };
         claims.answered(record.id, attempt);
+        let kept = |pool| self.consensus.read(|registry| registry.offer(pool).is_some_and(|it| it.offer.keeps_leases));
+        if record.holding().is_some_and(|attempt| attempt.leased && !kept(&attempt.pool)) {
+            return Ok(Err("the pool does not keep leases any more, and the job must not run twice".into()));
+        }
         if let Some(reason) = self.refusal(record, &checked.question) {
             return Ok(Err(reason));
         }
@@ -377,22 +446,36 @@ impl Host {
             return;
         }
         claims.forget_but(|job, attempt| self.current(job, attempt).is_some());
+        let (mut superseded, mut forgotten) = (vec![], vec![]);
         for (job, attempt) in held {
             let known = self.consensus.read(|registry| registry.job(&job).is_some());
             let current = self.current(job, attempt).is_some();
             let done = matches!(self.driver.poll(&job, attempt), AttemptStatus::Done { .. });
-            let reconciled = match (known, current, done) {
-                (_, false, false) => {
-                    tracing::warn!(%job, attempt, "stopped: it is not the job's current attempt any more");
-                    self.driver.cancel(&job, attempt).await
-                }
-                (false, _, true) => self.driver.forget(&job, attempt).await,
-                _ => Ok(()),
-            };
-            if let Err(reason) = reconciled {
-                tracing::warn!(%job, attempt, %reason, "not reconciled yet");
+            match (known, current, done) {
+                (_, false, false) => superseded.push((job, attempt)),
+                (false, _, true) => forgotten.push((job, attempt)),
+                _ => {}
             }
         }
+        let not_yet = |job: JobId, attempt: u32, reason: &dyn std::fmt::Display| {
+            tracing::warn!(%job, attempt, %reason, "not reconciled yet");
+        };
+        // What runs and must not comes before what only takes room.
+        for (job, attempt) in superseded {
+            tracing::warn!(%job, attempt, "stopped: it is not the job's current attempt any more");
+            if let Err(reason) = self.driver.cancel(&job, attempt).await {
+                not_yet(job, attempt, &reason);
+            }
+        }
+        // One whose files hang holds up no other.
+        let forgetting = forgotten.into_iter().map(async |(job, attempt)| {
+            match timeout(FORGET_TIMEOUT, self.driver.forget(&job, attempt)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => not_yet(job, attempt, &reason),
+                Err(late) => not_yet(job, attempt, &late),
+            }
+        });
+        stream::iter(forgetting).buffer_unordered(FORGET_AT_ONCE).collect::<Vec<()>>().await;
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use certs::{FederationId, GatewayId, GatewayName, IssuerEntry, MemberState, Role, TokenIssuer};
-use federation::{GatewayRecord, Genesis, GenesisMember};
+use federation::{Clocks, GatewayRecord, Genesis, GenesisMember};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -26,7 +26,8 @@ use crate::driver::stop_attempts;
 const FACTORIES: &str = include_str!("../data/factories.json");
 /// The founding states of the laptop's federation.
 const STATES: [&str; 3] = ["FR", "DE", "FI"];
-const FEDERATION: &str = "entente.example";
+/// Its name, which is also whom tokens are for.
+pub const FEDERATION: &str = "entente.example";
 /// Leaves of a laptop live a day.
 const LEAF_HOURS: u32 = 24;
 /// The token profile allows no longer life.
@@ -34,7 +35,8 @@ const TOKEN_LIFE_S: u64 = 6 * 3600 - 60;
 /// Three processes on a busy machine elect a leader in about two seconds.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-const RESEARCHER: &str = "urn:geant:entente.example:group:researchers";
+/// What makes a caller a researcher.
+pub const RESEARCHER: &str = "urn:geant:entente.example:group:researchers";
 const OPERATOR: &str = "urn:geant:entente.example:group:operators";
 const AGENCY: &str = "urn:geant:entente.example:group:agencies";
 
@@ -473,7 +475,7 @@ fn sign_genesis(folder: &Path, founding: &[Founding]) -> anyhow::Result<()> {
             }],
         });
     }
-    let mut draft = Genesis::draft(FederationId::parse(FEDERATION)?, 1, members)?;
+    let mut draft = Genesis::draft(FederationId::parse(FEDERATION)?, 1, members)?.with_clocks(Clocks::local());
     for state in founding {
         draft = draft.sign(state.id.state, &state.authority.root()?)?;
     }

@@ -18,6 +18,7 @@ pub mod verdicts;
 pub mod peer;
 pub mod proposer;
 pub mod publish;
+pub mod witness;
 
 // What this gateway is told, and what it alone remembers.
 pub mod archive;
@@ -34,3 +35,6 @@ pub mod drivers;
 pub mod cli;
 pub mod gateway;
 pub mod laptop;
+
+#[cfg(test)]
+mod samples;

@@ -6,6 +6,7 @@
 //! | path | asked by | answered with |
 //! |---|---|---|
 //! | `POST /raft/{rpc}` | any voter or learner | the consensus's answer, behind its guard |
+//! | `GET /alive` | whoever has not heard of this gateway for a while | nothing, which is enough |
 //! | `* /relay/{path}` | an entry gateway | what the public face of this (home) gateway answers |
 //! | `GET /orders/{job}/{attempt}` | the host of that attempt | mandate and payload |
 //! | `GET /attempts/{job}/{attempt}/record` | the job's home | what the host knows of the attempt |
@@ -19,6 +20,7 @@ pub mod threads;
 mod tests;
 
 pub use client::{Lane, PeerError, Peers};
+pub use server::ALIVE;
 pub use threads::PeerThreads;
 
 /// Where the public face's paths begin on the peer face.

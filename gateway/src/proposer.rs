@@ -30,7 +30,7 @@ use crate::error::{Code, Problem};
 mod serials;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use serials::Serials;
 

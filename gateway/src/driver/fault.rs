@@ -14,6 +14,8 @@ pub(super) enum Fault {
     Walltime(u32),
     #[error("the machine that ran the task was stopped")]
     Machine,
+    #[error("its gateway could not renew its lease, so it stopped by itself")]
+    Lease,
     #[error("the machine that ran the task was nearly out of disk")]
     Disk,
     #[error("the task's folders could not be made")]
@@ -41,7 +43,7 @@ pub(super) enum Fault {
 impl Fault {
     pub fn end(self) -> End {
         match self {
-            Fault::Machine | Fault::Killed | Fault::NotStarted => End::lost(&self.to_string()),
+            Fault::Machine | Fault::Lease | Fault::Killed | Fault::NotStarted => End::lost(&self.to_string()),
             _ => End::system_error(&self.to_string()),
         }
     }

@@ -6,6 +6,7 @@
 //! started       made once by whoever may run or conclude the attempt, under the lock
 //! state.json    the record so far
 //! cancel        somebody wants it stopped
+//! lease         until when of which boot it may go on unless its gateway renews this; only for what must not run twice
 //! done.json     how it ended; nothing changes after it
 //! logs/         one file per step and stream
 //! work/         the task's files; gone when the attempt is done
@@ -23,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::order::Order;
-use super::processes::Birth;
+use super::processes::{Birth, boot};
 use super::remover::remove;
 use super::{AttemptRecord, Pipe};
 
@@ -77,6 +78,9 @@ impl Folder {
             if order.rules.run_as.is_some() {
                 // The account of the steps has to reach `work`, and nothing else.
                 fs::set_permissions(&draft.0, Permissions::from_mode(0o711))?;
+            }
+            if let Some(until_ms) = order.lease_until_ms {
+                draft.write_lease(until_ms)?;
             }
             draft.write("order.json", order)
         })
@@ -215,6 +219,22 @@ impl Folder {
         self.0.join("cancel").exists()
     }
 
+    /// Until when the attempt may go on, in the milliseconds of [`super::lease::now_ms`]. One of an earlier boot is over:
+    /// its clock has begun again, and an attempt may be started only now that was claimed before.
+    pub fn lease(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.0.join("lease")).ok()?;
+        let (until_ms, of) = text.split_once(' ')?;
+        until_ms.parse().ok().filter(|_| of == boot())
+    }
+
+    /// Not made durable: nothing that it lets go on survives what a disk forgets it for. Reports of several pools renew it
+    /// side by side, so each has a draft of its own.
+    pub fn write_lease(&self, until_ms: u64) -> io::Result<()> {
+        let draft = self.0.join(draft_name());
+        fs::write(&draft, format!("{until_ms} {}", boot()))?;
+        fs::rename(&draft, self.0.join("lease"))
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -282,4 +302,42 @@ pub(super) fn draft_name() -> String {
 pub(super) fn parse_name(name: &str) -> Option<Key> {
     let (job, attempt) = name.split_once('.')?;
     Some((JobId::parse(job).ok()?, attempt.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let place = tempfile::tempdir().expect("a folder");
+        let folder = Folder::at(place.path());
+        (place, folder)
+    }
+
+    #[test]
+    fn a_lease_ends_with_the_boot_that_it_is_of() {
+        let (_place, folder) = folder();
+        assert_eq!(folder.lease(), None);
+        folder.write_lease(7).expect("a lease");
+        assert_eq!(folder.lease(), Some(7));
+        for other in ["7 00000000-0000-0000-0000-000000000000", "7", ""] {
+            fs::write(folder.path().join("lease"), other).expect("a lease");
+            assert_eq!(folder.lease(), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_lease_is_whole_whoever_renews_it_meanwhile() {
+        let (_place, folder) = folder();
+        folder.write_lease(1).expect("a lease");
+        let renew = || (0..2_000).try_for_each(|_| folder.write_lease(1));
+        thread::scope(|scope| {
+            let renewers = [scope.spawn(renew), scope.spawn(renew)];
+            while renewers.iter().any(|it| !it.is_finished()) {
+                assert_eq!(folder.lease(), Some(1));
+            }
+            renewers.into_iter().for_each(|it| it.join().expect("no panic").expect("every renewal is written"));
+        });
+    }
 }

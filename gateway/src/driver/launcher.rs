@@ -159,6 +159,7 @@ mod tests {
             inputs: vec![],
             outputs: vec![],
             volumes: vec![],
+            lease_until_ms: None,
         };
         let rules = Rules {
             sandbox: Sandbox::Launcher,

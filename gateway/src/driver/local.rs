@@ -108,6 +108,11 @@ impl Driver for Local {
         on_a_thread("cancel the attempt", move || shared.cancel(key))
     }
 
+    fn renew(&self, job: &JobId, attempt: u32, until_ms: u64) -> BoxFuture<'_, Result<(), DriverError>> {
+        let (shared, key) = (Arc::clone(&self.shared), (*job, attempt));
+        on_a_thread("renew the lease", move || shared.renew(key, until_ms))
+    }
+
     fn logs(
         &self,
         job: &JobId,
@@ -197,6 +202,15 @@ impl Shared {
                 self.attempts.insert(key, Attempt::gone(Phase::of(&Ok(done))));
                 Ok(())
             }
+        }
+    }
+
+    fn renew(&self, key: Key, until_ms: u64) -> Result<(), DriverError> {
+        match self.attempts.phase(key) {
+            Some(Phase::Starting | Phase::Running { .. }) => {
+                self.folder(key).write_lease(until_ms).map_err(io_failed("renew the lease"))
+            }
+            Some(Phase::Done { .. }) | None => Ok(()),
         }
     }
 

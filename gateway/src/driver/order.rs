@@ -108,6 +108,9 @@ pub(super) struct Order {
     pub inputs: Vec<Input>,
     pub outputs: Vec<Output>,
     pub volumes: Vec<TaskPath>,
+    /// For what must not run twice: until when it may go on at first.
+    #[serde(default)]
+    pub lease_until_ms: Option<u64>,
     pub rules: Rules,
 }
 
@@ -176,6 +179,7 @@ impl Order {
             inputs: inputs.map(|it| Input::parse(it, &rules)).collect::<Result<_, _>>()?,
             outputs: outputs.map(|it| Output::parse(it, &rules)).collect::<Result<_, _>>()?,
             volumes: volumes.map(volume).collect::<Result<_, _>>()?,
+            lease_until_ms: work.lease_until_ms,
             rules,
         };
         // `/tmp` is always there, and `/work` where a step names no folder.

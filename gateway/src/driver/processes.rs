@@ -201,7 +201,8 @@ fn signal(pid: i32, signal: Signal) {
     let _already_gone = kill(Pid::from_raw(pid), signal);
 }
 
-fn boot() -> String {
+/// Which boot of the machine this is.
+pub(super) fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }

@@ -57,6 +57,15 @@ pub(super) struct Wrapped {
 }
 
 impl Isolation {
+    /// What it comes to on this machine: `Auto` is one of the others.
+    pub fn found(self, run_as: Option<RunAs>) -> Isolation {
+        match self {
+            Isolation::Auto if self.choose(run_as) == Ok(Sandbox::Process) => Isolation::Process,
+            Isolation::Auto => Isolation::Bubblewrap,
+            asked => asked,
+        }
+    }
+
     /// Tries bubblewrap once. `Err` says why it does not work although it was asked for.
     pub(super) fn choose(self, run_as: Option<RunAs>) -> Result<Sandbox, String> {
         match self {

@@ -69,7 +69,7 @@ pub enum NoDriver {
 impl LocalSettings {
     /// The settings of a gateway, as it is configured: for the factories that have no scheduler of their own.
     pub fn of(config: &Config) -> LocalSettings {
-        let factories = config.factories.iter().filter(|it| it.slurm.is_none() && it.kubernetes.is_none());
+        let factories = config.factories.iter().filter(|it| it.is_local());
         let pools = factories.flat_map(|factory| config.offers_of(factory)).map(|offer| LocalPool {
             id: offer.pool,
             nodes: offer.nodes,

@@ -377,6 +377,7 @@ mod tests {
             inputs: vec![],
             outputs: vec![output],
             volumes: vec![],
+            lease_until_ms: None,
             rules,
         }
     }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::disk::{Left, Reserve};
 use super::fault::{Broken, Fault};
 use super::folder::Folder;
+use super::lease;
 use super::limits::disk_bytes;
 use super::order::Order;
 use super::staging::STAGING_TIMEOUT_S;
@@ -33,6 +34,8 @@ pub(super) struct Stop {
     walltime: Option<(Instant, u32)>,
     reserve: Reserve,
     disk_seen: Instant,
+    /// Whether it may go on only as long as its gateway renews its lease.
+    leased: bool,
 }
 
 impl Stop {
@@ -47,6 +50,7 @@ impl Stop {
                 share_bytes: disk_bytes(order),
             },
             disk_seen: Instant::now(),
+            leased: order.lease_until_ms.is_some(),
         })
     }
 
@@ -68,6 +72,9 @@ impl Stop {
             }
             if let Some((_, walltime_s)) = self.walltime.filter(|(end, _)| *end <= Instant::now()) {
                 return Stopped::Broken(Fault::Walltime(walltime_s));
+            }
+            if self.leased && self.folder.lease().is_none_or(|until_ms| until_ms <= lease::now_ms()) {
+                return Stopped::Broken(Fault::Lease);
             }
             if self.is_disk_short().await {
                 return Stopped::Broken(Fault::Disk);
@@ -99,6 +106,7 @@ impl Stop {
     /// Waits for some staging, but not longer than the attempt may go on.
     pub async fn unless<T>(&mut self, staging: impl Future<Output = T>) -> Result<Result<T, Broken>, Stopped> {
         tokio::select! {
+            biased;
             stopped = self.wanted() => Err(stopped),
             staged = timeout(Duration::from_secs(STAGING_TIMEOUT_S), staging) => {
                 Ok(staged.map_err(|_| Fault::StagingLate.into()))

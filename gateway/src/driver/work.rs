@@ -31,6 +31,9 @@ pub struct WorkOrder {
     pub outputs: Vec<StageOut>,
     /// Folders that the steps share.
     pub volumes: Vec<String>,
+    /// For one that must not run twice and may be given to another: until when it may go on unless its gateway renews
+    /// this, in the milliseconds of [`super::lease::now_ms`].
+    pub lease_until_ms: Option<u64>,
 }
 
 /// Commands, environment and contents are the researcher's: they do not belong in a log.

@@ -7,6 +7,7 @@ use federation::{GatewayRecord, GenesisMember, Revision};
 
 use super::*;
 use crate::authority::{Authority, GatewayFiles, replace};
+use crate::samples::CONFIG;
 
 /// Turns an event that does not come into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,25 +40,8 @@ impl State {
     }
 
     fn config(&self) -> anyhow::Result<Config> {
-        let text = r#"
-            gateway = "FR/fr-1"
-            data_dir = "data"
-            genesis = "genesis.json"
-            public_listen = "127.0.0.1:0"
-            peer_listen = "127.0.0.1:0"
-            bundle = "bundle.json"
-            [local]
-            isolation = "process"
-            [keys]
-            signing = "signing.pem"
-            peer_cert = "peer.pem"
-            peer_key = "peer.key"
-            public_cert = "public.pem"
-            public_key = "public.key"
-            pseudonym_secret = "pseudonym.secret"
-        "#;
         let path = self.folder.join("gateway.toml");
-        replace(&path, text.as_bytes(), 0o644)?;
+        replace(&path, CONFIG.as_bytes(), 0o644)?;
         Ok(Config::read(&path)?)
     }
 

@@ -29,6 +29,10 @@ const PEER_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The largest piece of a log that is sent at once.
 pub const LOG_BYTES_MAX: usize = 1024 * 1024;
 
+/// Asked by whoever has not heard of this gateway for a while. Answered where everything else is done, so that an answer
+/// means that something is.
+pub const ALIVE: &str = "/alive";
+
 #[derive(Clone)]
 struct Peered {
     consensus: Consensus,
@@ -40,6 +44,7 @@ struct Peered {
 pub fn routes(consensus: Consensus, orders: Arc<Orders>, public: Router, main: Handle) -> Router {
     let raft = Router::new().route("/raft/{rpc}", post(raft));
     let other = Router::new()
+        .route(ALIVE, get(async || StatusCode::NO_CONTENT))
         .route("/relay/{*path}", any(relayed))
         .route("/orders/{job}/{attempt}", get(order))
         .route("/attempts/{job}/{attempt}/record", get(record))

@@ -18,40 +18,49 @@ fn id(number: u64) -> GatewayId {
     GatewayId::parse(&format!("FR/fr-{number}")).expect("an id")
 }
 
-fn signer() -> Signer {
+pub(crate) fn signer() -> Signer {
     Signer { owner: id(1).state, key: SigningKey::from_seed([9; 32]) }
 }
 
-/// A state with so many gateways, of which the first one is this.
-fn genesis(gateways: u64) -> Genesis {
+/// What signs the state's bundles.
+pub(crate) fn root() -> SigningKey {
+    SigningKey::from_seed([1; 32])
+}
+
+/// The first bundle of a state with so many gateways, of which the first one is this.
+pub(crate) fn bundle(gateways: u64) -> TrustBundle {
     let federation = FederationId::parse("entente.example").expect("a name");
-    let root = SigningKey::from_seed([1; 32]);
     let named = |number: u64| {
         let GatewayId { state, name } = id(number);
         let key = if number == 1 { signer().key } else { SigningKey::from_seed([10 + number as u8; 32]) };
         GatewayKey { proof: gateway_key_proof(&federation, state, &name, &key), key: key.public(), name }
     };
-    let bundle = TrustBundle {
-        federation: federation.clone(),
+    TrustBundle {
         state: id(1).state,
         sequence: 1,
         previous: None,
-        root_key: root.public(),
+        root_key: root().public(),
         ca_certs_der: vec![],
         gateways: (1..=gateways).map(named).collect(),
         issuers: vec![],
         crls_der: vec![],
-    };
+        federation,
+    }
+}
+
+fn genesis(gateways: u64) -> Genesis {
     let record = |number| GatewayRecord {
         id: id(number),
         node_id: number,
         peer_address: "127.0.0.1:1".into(),
         api_url: "https://127.0.0.1:1".into(),
     };
-    let gateways = (1..=gateways).map(record).collect();
-    let member = GenesisMember { bundle: bundle.sign(&root), gateways };
+    let gateways: Vec<_> = (1..=gateways).map(record).collect();
+    let bundle = bundle(gateways.len() as u64);
+    let federation = bundle.federation.clone();
+    let member = GenesisMember { bundle: bundle.sign(&root()), gateways };
     let draft = Genesis::draft(federation, 1, vec![member]).expect("a draft");
-    draft.sign(id(1).state, &root).expect("signed").complete().expect("a genesis")
+    draft.sign(id(1).state, &root()).expect("signed").complete().expect("a genesis")
 }
 
 /// Nobody answers.
@@ -63,15 +72,15 @@ impl Transport for Silence {
     }
 }
 
-struct Alone {
-    consensus: Consensus,
-    proposer: Proposer,
+pub(crate) struct Alone {
+    pub consensus: Consensus,
+    pub proposer: Proposer,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Alone {
-    async fn start(folder: &Path, gateways: u64, serials: Serials) -> Alone {
+    pub async fn start(folder: &Path, gateways: u64, serials: Serials) -> Alone {
         let config = RaftConfig { node: 1, data_dir: folder.join("raft"), timers: Timers::local() };
         let consensus = Consensus::start(config, genesis(gateways), Arc::new(Silence)).await.expect("a start");
         consensus.initialize_if_first().await.expect("a beginning");
@@ -80,7 +89,7 @@ impl Alone {
         Alone { consensus, proposer, tasks, stop }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
         timeout_at(Instant::now() + PATIENCE, self.tasks.wait()).await.expect("the queue's end");

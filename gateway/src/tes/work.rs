@@ -25,6 +25,7 @@ impl Submission {
             inputs: task.inputs.iter().map(stage_in).collect(),
             outputs: task.outputs.iter().map(stage_out).collect(),
             volumes: task.volumes.clone(),
+            lease_until_ms: None,
         }
     }
 }

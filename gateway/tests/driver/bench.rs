@@ -200,6 +200,7 @@ pub fn steps(executors: Vec<Step>) -> WorkOrder {
         inputs: vec![],
         outputs: vec![],
         volumes: vec![],
+        lease_until_ms: None,
     }
 }
 

@@ -325,6 +325,7 @@ impl Bench {
             inputs: vec![],
             outputs: vec![],
             volumes: vec![],
+            lease_until_ms: None,
         }
     }
 

@@ -463,6 +463,7 @@ pub(super) mod tests {
             inputs: vec![],
             outputs: vec![],
             volumes: vec!["/data".into()],
+            lease_until_ms: None,
         }
     }
 

@@ -120,6 +120,7 @@ mod tests {
             inputs: vec![],
             outputs: vec![],
             volumes: vec![],
+            lease_until_ms: None,
         }
     }
 
