@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -24,6 +25,9 @@ mod up;
 
 use client::Connect;
 use up::StopSignals;
+
+/// What is still being written when everything else has ended may take so long.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Lend GPUs between national AI factories, each under its own state's rules.
 #[derive(Parser)]
@@ -126,7 +130,10 @@ pub fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(cause) => return fail(&anyhow::anyhow!("cannot start: {cause}")),
     };
-    match runtime.block_on(act(entente, stop)) {
+    let done = runtime.block_on(act(entente, stop));
+    // What waits for a disk that does not answer is not waited for.
+    runtime.shutdown_timeout(LAST_WRITES);
+    match done {
         Ok(code) => code,
         Err(error) => fail(&error),
     }

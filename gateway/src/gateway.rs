@@ -31,6 +31,7 @@ use crate::drivers::Drivers;
 use crate::entry::{Entry, Tokens};
 use crate::home::Home;
 use crate::host::Host;
+use crate::leaves::Leaves;
 use crate::listener::{Connections, Face, Limits, raise_open_files, serve};
 use crate::orders::Orders;
 use crate::peer::client::{PeerAddress, RaftLanes};
@@ -47,7 +48,7 @@ mod renewal;
 #[cfg(test)]
 mod tests;
 
-use renewal::{Leaves, Renewal};
+use renewal::Renewal;
 
 /// One look for the newest state of the registry.
 const SURE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,7 +90,7 @@ struct Identity {
     genesis: Genesis,
     node: u64,
     trust: SharedTrust,
-    leaves: Leaves,
+    leaves: Arc<Leaves>,
     signing: SigningKey,
     own_key: OwnKey,
     pseudonym_secret: [u8; 32],
@@ -127,6 +128,8 @@ impl Gateway {
         let consensus = Consensus::start(raft, identity.genesis.clone(), transport).await?;
         let connections = Connections::default();
         let mut renewal = Renewal {
+            state: config.gateway.state,
+            leaves: Arc::clone(&identity.leaves),
             consensus: consensus.clone(),
             trust: identity.trust.clone(),
             connections: connections.clone(),
@@ -134,7 +137,7 @@ impl Gateway {
             in_force: Default::default(),
         };
         // Since the genesis others may have lost what it says of them.
-        renewal.follow();
+        renewal.follow().await;
         let driver: Arc<dyn Driver> = Arc::new(Drivers::open(&config)?);
         let signer = Signer { owner: config.gateway.state, key: identity.signing.clone() };
         let serials = Serials::open(&config.data_dir, lowest_serial(&consensus, &signer))
@@ -183,7 +186,7 @@ impl Gateway {
         let grace = Duration::from_millis(config.grace_ms);
         let peer_face = serve(
             peer,
-            certs::peer_server_config(identity.trust.clone(), identity.leaves.peer.clone()),
+            certs::peer_server_config(identity.trust.clone(), identity.leaves.peer.shown.clone()),
             Face::Peer(connections),
             peer_app,
             Limits::peer().with_grace(grace),
@@ -192,7 +195,7 @@ impl Gateway {
         ties.tasks.spawn_on(peer_face, peer_threads.handle());
         let public_face = serve(
             public,
-            certs::public_server_config(identity.leaves.public.clone()),
+            certs::public_server_config(identity.leaves.public.shown.clone()),
             Face::Public,
             app,
             Limits::public().with_grace(grace),
@@ -223,8 +226,8 @@ impl Gateway {
         let loops = [
             ("host", tasks.spawn(host.run(tasks.clone(), stop.clone()))),
             ("archive", tasks.spawn(archive.run(tasks.clone(), stop.clone()))),
-            ("publish", tasks.spawn(publish::run(config, consensus.clone(), proposer, stop.clone()))),
-            ("renewal", tasks.spawn(renewal.run(identity.leaves, stop.clone()))),
+            ("publish", tasks.spawn(publish::run(config, consensus.clone(), proposer, identity.leaves, stop.clone()))),
+            ("renewal", tasks.spawn(renewal.run(stop.clone()))),
             ("witness", tasks.spawn(witness.run(stop.clone()))),
         ];
         let (report, broken) = watch::channel(None);
@@ -333,7 +336,7 @@ impl Identity {
         Ok(Identity {
             node,
             trust: SharedTrust::new(Arc::clone(genesis.trust())),
-            leaves: Leaves::read(&config.keys)?,
+            leaves: Arc::new(Leaves::read(&config.keys)?),
             signing,
             own_key,
             pseudonym_secret,
@@ -347,7 +350,7 @@ impl Identity {
             node: record.node_id,
             address: record.peer_address.clone(),
         });
-        Peers::new(self.trust.clone(), self.leaves.peer.clone(), addresses)
+        Peers::new(self.trust.clone(), self.leaves.peer.shown.clone(), addresses)
     }
 }
 

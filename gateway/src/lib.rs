@@ -24,6 +24,8 @@ pub mod witness;
 pub mod archive;
 pub mod authority;
 pub mod config;
+pub mod leaves;
+mod reader;
 pub mod stages;
 pub mod store;
 

@@ -4,17 +4,16 @@
 //! so an eviction, a revocation list and a CA that is gone act at once, and on both ends of a connection.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use certs::{LeafIdentity, MemberState, SharedLeaf, SharedTrust};
+use certs::{MemberState, SharedTrust};
 use federation::Revision;
 use federation::raft::Consensus;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Keys;
+use crate::leaves::{Leaf, Leaves};
 use crate::listener::Connections;
 use crate::peer::Peers;
 
@@ -26,6 +25,10 @@ type InForce = BTreeMap<MemberState, Revision>;
 
 /// Keeps the trust and the leaves those that count now.
 pub struct Renewal {
+    /// This gateway's state.
+    pub state: MemberState,
+    /// This gateway's certificates.
+    pub leaves: Arc<Leaves>,
     /// The replica.
     pub consensus: Consensus,
     /// What the faces and the peers look at.
@@ -38,24 +41,18 @@ pub struct Renewal {
     pub in_force: InForce,
 }
 
-/// This gateway's certificates, and the files they come from.
-pub struct Leaves {
-    /// Where the files are.
-    pub keys: Keys,
-    /// For peers.
-    pub peer: SharedLeaf,
-    /// For people.
-    pub public: SharedLeaf,
-}
-
 impl Renewal {
     /// Takes over what the registry says now.
-    pub fn follow(&mut self) {
+    pub async fn follow(&mut self) {
         let (trust, in_force) = self.consensus.read(|registry| {
             let in_force: InForce = registry.members().map(|member| (member.state, member.bundle_at)).collect();
             (Arc::clone(registry.trust()), in_force)
         });
         let moved = moved(&self.in_force, &in_force);
+        // A bundle that takes this gateway's certificate back comes after the one that replaces it, and so does this.
+        if moved.contains(&self.state) {
+            self.leaves.peer.renew_in_time().await;
+        }
         // The trust first: what is dialled or accepted from now on is verified with the new one.
         self.trust.store(trust);
         self.in_force = in_force;
@@ -67,48 +64,35 @@ impl Renewal {
     }
 
     /// Runs until `stop`.
-    pub async fn run(mut self, leaves: Leaves, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
+        let leaves = Arc::clone(&self.leaves);
+        // Each for itself: files that cannot be read hold up neither the other face's nor the trust, which waits for the
+        // certificate for peers alone, and not for long.
+        let all = async { tokio::join!(self.follow_all(), keep_renewed(&leaves.peer), keep_renewed(&leaves.public)) };
+        stop.run_until_cancelled(all).await;
+    }
+
+    async fn follow_all(mut self) {
         let mut revisions = self.consensus.changes();
-        let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             revisions.borrow_and_update();
             let newest = self.consensus.read(|registry| Arc::clone(registry.trust()));
             if !Arc::ptr_eq(&newest, &self.trust.load()) {
-                self.follow();
+                self.follow().await;
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = revisions.changed() => {}
-                _ = look.tick() => leaves.renew(),
+            if revisions.changed().await.is_err() {
+                return;
             }
         }
     }
 }
 
-impl Leaves {
-    /// Reads this gateway's certificates.
-    pub fn read(keys: &Keys) -> anyhow::Result<Leaves> {
-        Ok(Leaves {
-            peer: SharedLeaf::new(read_leaf(&keys.peer_cert, &keys.peer_key)?),
-            public: SharedLeaf::new(read_leaf(&keys.public_cert, &keys.public_key)?),
-            keys: keys.clone(),
-        })
-    }
-
-    fn renew(&self) {
-        let keys = &self.keys;
-        for (leaf, cert, key) in
-            [(&self.peer, &keys.peer_cert, &keys.peer_key), (&self.public, &keys.public_cert, &keys.public_key)]
-        {
-            match read_leaf(cert, key) {
-                Ok(read) if *leaf.load() != read => {
-                    tracing::info!(file = %cert.display(), "certificate renewed");
-                    leaf.store(Arc::new(read));
-                }
-                Ok(_) => {}
-                Err(cause) => tracing::warn!(%cause, "the certificate stays as it was"),
-            }
-        }
+async fn keep_renewed(leaf: &Arc<Leaf>) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        leaf.renew().await;
     }
 }
 
@@ -118,12 +102,6 @@ fn moved(before: &InForce, now: &InForce) -> Vec<MemberState> {
     let gone = before.keys().filter(|state| !now.contains_key(state));
     let moved = now.keys().filter(|state| at(now, **state) != at(before, **state));
     gone.chain(moved).copied().collect()
-}
-
-fn read_leaf(cert: &Path, key: &Path) -> anyhow::Result<LeafIdentity> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    LeafIdentity::from_pem(&read(cert)?, &read(key)?)
-        .with_context(|| format!("{} and its key do not belong together", cert.display()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use federation::{GatewayRecord, GenesisMember, Revision};
 
 use super::*;
 use crate::authority::{Authority, GatewayFiles, replace};
+use crate::config::PolicyFile;
+use crate::reader::hanging::Hanging;
 use crate::samples::CONFIG;
 
 /// Turns an event that does not come into a failure.
@@ -119,4 +121,42 @@ async fn a_stop_waits_for_what_a_client_began() {
     });
     gateway.stop().await;
     assert_eq!(ended.await, Ok(()));
+}
+
+/// Whether the state's next bundle is published while a file of its gateway hangs, and anything else goes on.
+async fn goes_on_without(file: &str) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = State::found(folder.path()).expect("a state");
+    std::fs::write(folder.path().join("bundle.json"), "none yet").expect("a file");
+    std::fs::write(folder.path().join("policy.cedar"), "").expect("a file");
+    let mut config = state.config().expect("a configuration");
+    let (title, contact) = ("Everything".into(), "law@example.fr".into());
+    config.policy = Some(PolicyFile { cedar: folder.path().join("policy.cedar"), title, contact });
+    let gateway = Gateway::start(config).await.expect("a start");
+    let hanging = Hanging::at(folder.path().join(file)).await;
+
+    // On a thread that is none of the runtime's: without a worker no timer of it rings.
+    let (say, said) = std::sync::mpsc::channel();
+    tokio::spawn(async move { say.send(()) });
+    said.recv_timeout(PATIENCE).expect("the worker does something else");
+    state.rotate(&SigningKey::from_seed([7; 32])).expect("a bundle");
+    let mut revisions = gateway.consensus.changes();
+    let published = async {
+        while gateway.consensus.read(|it| it.members().all(|member| member.bundle_at == Revision(0))) {
+            revisions.changed().await.expect("a revision");
+        }
+    };
+    tokio::time::timeout(PATIENCE, published).await.expect("a publication");
+    gateway.stop().await;
+    drop(hanging);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_pack_that_cannot_be_read_to_its_end_holds_up_nothing_else() {
+    goes_on_without("policy.cedar").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_certificate_that_cannot_be_read_to_its_end_holds_up_nothing_else() {
+    goes_on_without("public.pem").await;
 }
