@@ -37,6 +37,10 @@ pub struct Config {
     pub public_listen: SocketAddr,
     /// Address of the peer face (mutual TLS: Raft, relays, orders).
     pub peer_listen: SocketAddr,
+    /// Other gateways that are dialled here instead of where the genesis says, `host:port`: behind address translation,
+    /// or by a tunnel. Who answers there is checked as always.
+    #[serde(default)]
+    pub peer_addresses: BTreeMap<GatewayId, String>,
     /// This gateway's certificates and keys.
     pub keys: Keys,
     /// The state's policy pack; published at start when it differs from the registry's.
@@ -527,6 +531,16 @@ queue = "federation"
         assert!(settings(&format!("{GOOD}{pool}\n")).is_err_and(|why| why.contains("has no [factory.kubernetes]")));
         let (_, slurm) = SLURM.split_once('\n').expect("lines");
         assert!(settings(&format!("{GOOD}{KUBERNETES}{slurm}")).is_err_and(|why| why.contains("one scheduler")));
+    }
+
+    #[test]
+    fn an_operator_may_say_where_a_peer_is_dialled() {
+        let text = format!("{GOOD}\n[peer_addresses]\n\"DE/de-1\" = \"10.8.0.2:7443\"\n");
+        let config = check(&text).expect("a good configuration");
+        let (peer, address) = config.peer_addresses.first_key_value().expect("an address");
+        assert_eq!((peer.to_string().as_str(), address.as_str()), ("DE/de-1", "10.8.0.2:7443"));
+        let nobody = text.replace("DE/de-1", "somebody");
+        assert!(check(&nobody).is_err_and(|why| why.contains("somebody")));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Stop: leadership is handed over; no new work, requests in flight end; the other gateways are let go; the log is
 //! closed. Running jobs go on under their own supervisors.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -114,7 +115,7 @@ impl Gateway {
         let public = listen(config.public_listen).await?;
         let peer = peer_threads.handle().spawn(listen(config.peer_listen)).await??;
 
-        let peers = Arc::new(identity.peers());
+        let peers = Arc::new(identity.peers(&config.peer_addresses)?);
         let raft = RaftConfig {
             node: identity.node,
             data_dir: config.data_dir.join("raft"),
@@ -344,13 +345,18 @@ impl Identity {
         })
     }
 
-    fn peers(&self) -> Peers {
+    /// The others, where the genesis says or where the operator says instead.
+    fn peers(&self, instead: &BTreeMap<GatewayId, String>) -> anyhow::Result<Peers> {
+        let known: BTreeSet<_> = self.genesis.gateways().map(|record| &record.id).collect();
+        if let Some(stranger) = instead.keys().find(|id| !known.contains(id)) {
+            bail!("peer_addresses names {stranger}, and the genesis names no such gateway");
+        }
         let addresses = self.genesis.gateways().map(|record| PeerAddress {
             id: record.id.clone(),
             node: record.node_id,
-            address: record.peer_address.clone(),
+            address: instead.get(&record.id).unwrap_or(&record.peer_address).clone(),
         });
-        Peers::new(self.trust.clone(), self.leaves.peer.shown.clone(), addresses)
+        Ok(Peers::new(self.trust.clone(), self.leaves.peer.shown.clone(), addresses))
     }
 }
 

@@ -123,6 +123,17 @@ async fn a_stop_waits_for_what_a_client_began() {
     assert_eq!(ended.await, Ok(()));
 }
 
+#[tokio::test]
+async fn an_address_for_a_gateway_that_nobody_knows_is_a_mistake() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = State::found(folder.path()).expect("a state");
+    let mut config = state.config().expect("a configuration");
+    let stranger = GatewayId::parse("DE/de-1").expect("an id");
+    config.peer_addresses.insert(stranger, "127.0.0.1:1".into());
+    let refused = Gateway::start(config).await.map(|_| ()).expect_err("a refusal");
+    assert!(refused.to_string().contains("DE/de-1"), "{refused}");
+}
+
 /// Whether the state's next bundle is published while a file of its gateway hangs, and anything else goes on.
 async fn goes_on_without(file: &str) {
     let folder = tempfile::tempdir().expect("a temporary folder");
