@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::entry::{self, Entry};
 use crate::error::{Code, Problem};
+use crate::expiry::Warnings;
 use crate::home::Home;
 use crate::listener::read_body;
 use crate::orders::Orders;
@@ -49,6 +50,8 @@ pub struct Api {
     pub store: Store,
     /// Where the time goes.
     pub stages: Arc<Stages>,
+    /// What others refuse of this gateway, or soon will.
+    pub warnings: Warnings,
     /// Room for what clients send.
     pub documents: Documents,
     /// What a stop of this gateway waits for.

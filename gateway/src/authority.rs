@@ -4,6 +4,7 @@
 //! authority.json    what the state says about itself; people may edit it
 //! root.pem          Ed25519: signs bundles and the genesis; belongs offline
 //! ca.pem ca.key     the state's certificate authority
+//! certificates.json which certificates it has issued, and which it has revoked; made, never edited
 //! bundle.json       the newest signed trust bundle; made, never edited
 //! pseudonym.secret  turns researchers into pseudonyms; goes to each gateway of the state
 //! ```
@@ -22,10 +23,18 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use certs::{
-    FederationId, GatewayId, GatewayKey, GatewayName, IssuerEntry, KEYS_PER_GATEWAY_MAX, MemberState, PublicKey,
-    SignedBundle, SigningKey, StateCa, TrustBundle, TrustStore,
+    Certificate, FederationId, GatewayId, GatewayKey, GatewayName, IssuedLeaf, IssuerEntry, KEYS_PER_GATEWAY_MAX,
+    MemberState, PublicKey, RevocationList, Revoked, Serial, SignedBundle, SigningKey, StateCa, TrustBundle,
+    TrustStore,
 };
+use federation::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::tes::view::rfc3339;
+
+mod record;
+
+pub use record::{Issued, Named, Record, TakenBack};
 
 /// A CA outlives many leaves; it is renewed by a bundle with two CAs.
 const CA_DAYS: u32 = 3_650;
@@ -146,9 +155,15 @@ impl Authority {
         let ca = self.ca()?;
         let id = GatewayId { state: self.statement.state, name: name.clone() };
         let peer = ca.issue_gateway(&id, now_s(), hours)?;
+        let public = ca.issue_public(hosts, now_s(), hours)?;
+        let issued = |leaf: &IssuedLeaf| Certificate::read_pem(&leaf.cert_pem).map(Issued::new);
+        let both = [&peer, &public].map(|leaf| issued(leaf).expect("invariant: what was issued can be read"));
+        Record::change(&self.folder, now_s(), |record| {
+            record.add(both);
+            Ok(())
+        })?;
         replace(&files.path("peer.key"), peer.key_pem.as_bytes(), 0o600)?;
         replace(&files.path("peer.pem"), peer.cert_pem.as_bytes(), 0o644)?;
-        let public = ca.issue_public(hosts, now_s(), hours)?;
         replace(&files.path("public.key"), public.key_pem.as_bytes(), 0o600)?;
         replace(&files.path("public.pem"), public.cert_pem.as_bytes(), 0o644)?;
         let secret = fs::read(self.folder.join("pseudonym.secret"))?;
@@ -196,6 +211,45 @@ impl Authority {
         Ok(retired.name)
     }
 
+    /// The certificates that it has issued.
+    pub fn record(&self) -> anyhow::Result<Record> {
+        Record::read(&self.folder)
+    }
+
+    /// A certificate by its number, to be taken back.
+    pub fn named(&self, serial: &str) -> anyhow::Result<Named> {
+        Ok(Named::Serial(Serial::parse(serial).with_context(|| format!("{serial:?} cannot be read"))?))
+    }
+
+    /// A certificate in a PEM file, to be taken back; nobody takes back another's.
+    pub fn named_by(&self, file: &Path) -> anyhow::Result<Named> {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let certificate = Certificate::read_pem(&text)
+            .with_context(|| format!("{} is no certificate; peer.pem and public.pem are", file.display()))?;
+        let ca = self.ca()?;
+        if Certificate::read_pem(&ca.cert_pem).is_some_and(|own| own.serial == certificate.serial) {
+            bail!(
+                "{} is the authority's own certificate: no list takes that back, since the authority signs it",
+                file.display()
+            );
+        }
+        if !ca.has_issued(&text) {
+            bail!(
+                "{} was not issued by this authority of {}, but by one that calls itself {}: only the state whose \
+                 authority issued a certificate can revoke it",
+                file.display(),
+                self.statement.state,
+                certificate.authority
+            );
+        }
+        Ok(Named::Itself(certificate))
+    }
+
+    /// Takes certificates back, all of them or none; every bundle that is signed from now on says so.
+    pub fn revoke(&self, named: &[Named]) -> anyhow::Result<Vec<TakenBack>> {
+        Record::change(&self.folder, now_s(), |record| record.take_back(named, now_s()))
+    }
+
     /// Adds or replaces an identity provider.
     pub fn add_issuer(&mut self, issuer: IssuerEntry) -> anyhow::Result<()> {
         let issuers = &mut self.statement.issuers;
@@ -233,16 +287,22 @@ impl Authority {
 
     fn next_bundle(&self) -> anyhow::Result<TrustBundle> {
         let last = self.last_bundle()?;
+        let sequence = last.as_ref().map_or(1, |it| it.sequence + 1);
+        let listed = last.as_ref().map_or(Ok(vec![]), listed)?;
+        let revoked = self.record()?.to_list(&listed, now_s());
+        // Where nothing is taken back no list is needed, and none can be in the way.
+        let list =
+            (!revoked.is_empty()).then(|| anyhow::Ok(self.ca()?.revocation_list(sequence, &revoked, now_s())?));
         Ok(TrustBundle {
             federation: self.statement.federation.clone(),
             state: self.statement.state,
-            sequence: last.as_ref().map_or(1, |it| it.sequence + 1),
+            sequence,
             previous: last.map(|it| it.digest()),
             root_key: self.root_key()?,
             ca_certs_der: vec![self.ca()?.cert_der()?],
             gateways: self.stated_keys()?,
             issuers: self.statement.issuers.clone(),
-            crls_der: vec![],
+            crls_der: list.transpose()?.into_iter().collect(),
         })
     }
 
@@ -287,6 +347,17 @@ impl Authority {
     }
 }
 
+/// What the lists of a bundle of this authority take back.
+fn listed(bundle: &TrustBundle) -> anyhow::Result<Vec<Revoked>> {
+    let mut all = vec![];
+    for list in &bundle.crls_der {
+        let list = RevocationList::read(list)
+            .with_context(|| format!("a revocation list in bundle {} cannot be read", bundle.sequence))?;
+        all.extend(list.revoked);
+    }
+    Ok(all)
+}
+
 /// Reads an Ed25519 key from a PKCS#8 PEM file.
 pub fn read_signing_key(path: &Path) -> anyhow::Result<SigningKey> {
     let pem = fs::read_to_string(path).with_context(|| format!("cannot read the key {}", path.display()))?;
@@ -308,7 +379,9 @@ fn write_public(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// Replaces a file atomically: a reader sees the old or the new content, never a part.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     let written = || -> std::io::Result<()> {
-        let temporary = path.with_extension("new");
+        // Named after the whole of it: a key and its certificate differ in what is behind the dot.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
         // One that a crash left may have been made for others to read.
         let _none_left = fs::remove_file(&temporary);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
@@ -325,9 +398,14 @@ pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// A moment for people: `2026-11-24T12:17:00Z`.
+pub fn date(unix_s: u64) -> String {
+    rfc3339(Timestamp(unix_s.saturating_mul(1_000))).replace(".000Z", "Z")
+}
+
 #[cfg(test)]
 mod tests {
-    use certs::{Assurance, Role};
+    use certs::{Assurance, LeafIdentity, Role};
 
     use super::*;
 
@@ -407,6 +485,70 @@ mod tests {
         let last = authority.sign_bundle().and_then(|it| Ok(it.open_unchecked()?)).expect("a bundle");
         assert!(!is_trusted(&last, &key_in(&old)) && is_trusted(&last, &key_in(&new)));
         assert!(issue(&mut authority, &old).is_err(), "a renewal does not bring it back");
+    }
+
+    fn leaf_in(files: &GatewayFiles) -> LeafIdentity {
+        let read = |name: &str| fs::read_to_string(files.path(name)).expect("a file");
+        LeafIdentity::from_pem(&read("peer.pem"), &read("peer.key")).expect("a leaf")
+    }
+
+    fn why_refused(signed: &SignedBundle, leaf: &LeafIdentity) -> Option<String> {
+        let bundle = signed.open_unchecked().expect("a bundle");
+        TrustStore::new(federation(), [bundle]).expect("a trust store").refuses(leaf, now_s())
+    }
+
+    /// As after a crash between the two commands, nothing but the folder is left.
+    #[test]
+    fn what_is_revoked_is_refused_from_the_next_bundle_on_and_stays_so() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mut authority, files) = new_authority(folder.path());
+        issue(&mut authority, &files).expect("issued");
+        let first = authority.sign_bundle().and_then(|it| Ok(it.open_unchecked()?)).expect("a bundle");
+        assert!(first.crls_der.is_empty(), "nothing is revoked");
+        let old = leaf_in(&files);
+        fs::copy(files.path("peer.pem"), folder.path().join("old.pem")).expect("a copy");
+        issue(&mut authority, &files).expect("renewed");
+
+        let open = || Authority::open(&folder.path().join("authority")).expect("an authority");
+        let old_file = open().named_by(&folder.path().join("old.pem")).expect("its own certificate");
+        let taken = open().revoke(std::slice::from_ref(&old_file)).expect("revoked");
+        assert!(!taken[0].was_already && !taken[0].was_the_last, "{taken:?}");
+        let signed = open().sign_bundle().expect("a bundle");
+        assert_eq!(why_refused(&signed, &old), Some("FR has revoked it".into()));
+        assert_eq!(why_refused(&signed, &leaf_in(&files)), None);
+        assert!(open().revoke(&[old_file]).expect("revoked again")[0].was_already);
+
+        // Neither later bundles nor a lost record forget it.
+        fs::remove_file(folder.path().join("authority/certificates.json")).expect("removed");
+        for _ in 0..2 {
+            let signed = open().sign_bundle().expect("a bundle");
+            assert_eq!(why_refused(&signed, &old), Some("FR has revoked it".into()));
+        }
+    }
+
+    #[test]
+    fn an_authority_revokes_what_it_has_issued_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mut authority, files) = new_authority(folder.path());
+        issue(&mut authority, &files).expect("issued");
+        let (mut another, of_another) = new_authority(&folder.path().join("another"));
+        issue(&mut another, &of_another).expect("issued");
+        for (refused, why) in [
+            (authority.named_by(&of_another.path("peer.pem")), "was not issued by this authority of FR"),
+            (authority.named_by(&files.path("peer.key")), "is no certificate"),
+            (authority.named_by(&files.path("none.pem")), "cannot read"),
+            (authority.named_by(&authority.folder.join("ca.pem")), "is the authority's own certificate"),
+            (authority.named("xyz"), "cannot be read"),
+        ] {
+            let refused = format!("{:#}", refused.expect_err(why));
+            assert!(refused.contains(why), "{refused}");
+        }
+        let theirs = another.record().expect("a record").issued()[0].serial.to_string();
+        let unknown = authority.named(&theirs).expect("a serial number");
+        assert!(authority.revoke(&[unknown]).is_err());
+        let taken =
+            authority.named_by(&files.path("peer.pem")).and_then(|it| authority.revoke(&[it])).expect("revoked");
+        assert!(taken[0].was_the_last, "{taken:?}");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::config::{Config, TimersProfile};
 use crate::driver::Driver;
 use crate::drivers::Drivers;
 use crate::entry::{Entry, Tokens};
+use crate::expiry::Warnings;
 use crate::home::Home;
 use crate::host::Host;
 use crate::leaves::Leaves;
@@ -128,9 +129,11 @@ impl Gateway {
         let transport = Arc::new(RaftLanes(Arc::clone(&peers)));
         let consensus = Consensus::start(raft, identity.genesis.clone(), transport).await?;
         let connections = Connections::default();
+        let warnings = Warnings::default();
         let mut renewal = Renewal {
             state: config.gateway.state,
             leaves: Arc::clone(&identity.leaves),
+            warnings: warnings.clone(),
             consensus: consensus.clone(),
             trust: identity.trust.clone(),
             connections: connections.clone(),
@@ -180,6 +183,7 @@ impl Gateway {
             consensus: consensus.clone(),
             store: store.clone(),
             stages,
+            warnings,
             documents: api::Documents::default(),
             tasks: work.tasks.clone(),
         });

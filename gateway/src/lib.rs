@@ -24,6 +24,7 @@ pub mod witness;
 pub mod archive;
 pub mod authority;
 pub mod config;
+pub mod expiry;
 pub mod leaves;
 mod reader;
 pub mod stages;

@@ -176,6 +176,7 @@ pub async fn health(State(api): State<Api>) -> Response {
         "leader": leader,
         "revision": revision.0,
         "packs": packs,
+        "warnings": api.warnings.read(),
         "submission_stages": api.stages.read(),
     }))
     .into_response()

@@ -1,15 +1,18 @@
-//! `entente certs`: a state's authority by hand: keys, certificates, trust bundles, the genesis.
+//! `entente certs`: a state's authority by hand: keys, certificates and their revocation, trust bundles, the genesis.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ::certs::SignedBundle;
-use ::certs::{Assurance, FederationId, GatewayId, GatewayName, IssuerEntry, MemberState, Role};
+use ::certs::{
+    Assurance, Certificate, FederationId, GatewayId, GatewayName, IssuerEntry, MemberState, RevocationList, Revoked,
+    Role, SignedBundle,
+};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use federation::{GatewayRecord, Genesis, GenesisDraft, GenesisMember};
 
-use crate::authority::{Authority, GatewayFiles, replace};
+use crate::authority::{Authority, GatewayFiles, Issued, Named, TakenBack, date, now_s, replace};
+use crate::expiry::ANNOUNCED_MAX_S;
 
 /// What an authority does.
 #[derive(Subcommand)]
@@ -35,6 +38,8 @@ pub enum Certs {
         #[arg(long)]
         key: String,
     },
+    /// Take certificates back before they end; from the next bundle on no gateway lets them in
+    Revoke(Revoke),
     /// Add or replace an identity provider of the state
     Issuer(AddIssuer),
     /// Sign the state's next trust bundle
@@ -51,9 +56,9 @@ pub enum Certs {
         /// The genesis; signed in place
         genesis: PathBuf,
     },
-    /// Say what is in a bundle or a genesis, and whether its signatures hold
+    /// Say what is in a bundle, a genesis, a certificate or an authority's folder, and whether signatures hold
     Show {
-        /// bundle.json or genesis.json
+        /// bundle.json, genesis.json, peer.pem, or an authority's folder
         file: PathBuf,
     },
 }
@@ -78,6 +83,19 @@ pub struct IssueGateway {
     /// Make a second signing key in a new folder, which is to replace the first
     #[arg(long)]
     another_key: bool,
+}
+
+/// Certificates to take back.
+#[derive(Args)]
+pub struct Revoke {
+    /// The authority's folder
+    folder: PathBuf,
+    /// The number of a certificate, as `entente certs show` of the folder names it
+    #[arg(long = "serial")]
+    serials: Vec<String>,
+    /// A certificate's file, such as peer.pem
+    #[arg(long = "certificate")]
+    certificates: Vec<PathBuf>,
 }
 
 /// An identity provider to trust.
@@ -128,6 +146,7 @@ pub fn certs(command: &Certs) -> anyhow::Result<()> {
         Certs::Init { folder, federation, state } => init(folder, federation, state),
         Certs::Gateway(it) => issue_gateway(it),
         Certs::Retire { folder, key } => retire(folder, key),
+        Certs::Revoke(it) => revoke(it),
         Certs::Issuer(it) => add_issuer(it),
         Certs::Bundle { folder } => bundle(folder),
         Certs::Genesis(it) => draft_genesis(it),
@@ -161,6 +180,44 @@ fn issue_gateway(it: &IssueGateway) -> anyhow::Result<()> {
 fn retire(folder: &Path, key: &str) -> anyhow::Result<()> {
     let name = Authority::open(folder)?.retire_key(key)?;
     println!("{name} has one signing key less; sign the next bundle to publish it");
+    Ok(())
+}
+
+fn revoke(it: &Revoke) -> anyhow::Result<()> {
+    let authority = Authority::open(&it.folder)?;
+    let by_serial = it.serials.iter().map(|serial| authority.named(serial));
+    let by_file = it.certificates.iter().map(|file| authority.named_by(file));
+    let named: Vec<Named> = by_serial.chain(by_file).collect::<Result<_, _>>()?;
+    if named.is_empty() {
+        let folder = it.folder.display();
+        bail!("say which, with --serial or --certificate; `entente certs show {folder}` lists what was issued");
+    }
+    for TakenBack { issued, was_already, was_the_last } in authority.revoke(&named)? {
+        let Issued { serial, name, is_for_peers, ends_s, revoked_s } = issued;
+        let ends = date(ends_s);
+        if was_already {
+            println!("{name}: {serial} was revoked on {}, and stays so", date(revoked_s.unwrap_or_default()));
+        } else {
+            println!("{name}: {serial} is revoked; it would have ended on {ends}");
+        }
+        if !is_for_peers {
+            eprintln!(
+                "note: gateways refuse it, but researchers' programs do not ask for lists: whoever has the key of this \
+                 public certificate can use it until {ends}"
+            );
+        }
+        if was_the_last {
+            eprintln!(
+                "warning: {name} has no other certificate in this authority's record. Issue one with `entente certs \
+                 gateway` and give it to the gateway first, or no gateway lets it in once this counts"
+            );
+        }
+    }
+    let folder = it.folder.display();
+    println!(
+        "next: `entente certs bundle {folder}`; from that bundle on every gateway refuses what was revoked, and ends the"
+    );
+    println!("connections that it has with it");
     Ok(())
 }
 
@@ -205,12 +262,18 @@ fn assurance_named(name: &str) -> anyhow::Result<Assurance> {
 fn bundle(folder: &Path) -> anyhow::Result<()> {
     let signed = Authority::open(folder)?.sign_bundle()?;
     let bundle = signed.open_unchecked()?;
+    let revoked: usize =
+        bundle.crls_der.iter().filter_map(|it| RevocationList::read(it)).map(|it| it.revoked.len()).sum();
     println!(
-        "bundle {} of {} signed: {} gateways, {} issuers",
+        "bundle {} of {} signed: {} gateways, {} issuers, {revoked} revoked certificates",
         bundle.sequence,
         bundle.state,
         bundle.gateways.len(),
         bundle.issuers.len()
+    );
+    println!(
+        "next: have {} where `bundle` of a gateway's configuration says; the gateway publishes it by itself",
+        folder.join("bundle.json").display()
     );
     Ok(())
 }
@@ -270,6 +333,13 @@ fn sign_genesis(folder: &Path, path: &Path) -> anyhow::Result<()> {
 }
 
 fn show(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        return show_record(&Authority::open(path)?);
+    }
+    if let Some(certificate) = fs::read_to_string(path).ok().and_then(|text| Certificate::read_pem(&text)) {
+        show_certificate(&certificate);
+        return Ok(());
+    }
     if let Ok(signed) = read_json::<SignedBundle>(path) {
         let bundle = signed.open_unchecked()?;
         println!("trust bundle {} of {}", bundle.sequence, bundle.state);
@@ -280,6 +350,12 @@ fn show(path: &Path) -> anyhow::Result<()> {
         for issuer in &bundle.issuers {
             println!("  issuer      {}", issuer.issuer);
         }
+        for authority in bundle.ca_certs_der.iter().filter_map(|it| Certificate::read(it)) {
+            println!("  authority   {}, until {}", authority.name, date(authority.ends_s));
+        }
+        for list in &bundle.crls_der {
+            show_list(list)?;
+        }
         return Ok(());
     }
     let draft: GenesisDraft = read_json(path)?;
@@ -289,6 +365,60 @@ fn show(path: &Path) -> anyhow::Result<()> {
     }
     draft.complete().context("its signatures do not hold")?;
     println!("all signatures hold");
+    Ok(())
+}
+
+/// What a state takes back. A list that is over shuts the state out, so that is said in time.
+fn show_list(der: &[u8]) -> anyhow::Result<()> {
+    let list = RevocationList::read(der).context("a revocation list in it cannot be read")?;
+    let next_update = list.ends_s.map_or("never".into(), date);
+    println!(
+        "  revocation  list of {}, {} certificates, next update {next_update}",
+        list.authority,
+        list.revoked.len()
+    );
+    for Revoked { serial, at_s } in &list.revoked {
+        println!("  revoked     {serial} since {}", date(*at_s));
+    }
+    match list.ends_s {
+        Some(ends_s) if ends_s <= now_s() => {
+            println!(
+                "  WARNING     this list is over: no gateway of the state is let in anywhere until a new bundle is published"
+            );
+        }
+        Some(ends_s) if ends_s <= now_s() + ANNOUNCED_MAX_S => {
+            println!(
+                "  WARNING     this list ends soon, and then no gateway of the state is let in anywhere: sign the next bundle"
+            );
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn show_certificate(it: &Certificate) {
+    println!("certificate {} of {}", it.serial, it.name);
+    println!("  authority   {}", it.authority);
+    println!("  from        {}", date(it.begins_s));
+    println!("  until       {}{}", date(it.ends_s), if it.ends_s < now_s() { ", which is past" } else { "" });
+    println!("  for         {}", if it.is_for_peers { "meeting peers" } else { "a public face, or an authority" });
+}
+
+fn show_record(authority: &Authority) -> anyhow::Result<()> {
+    println!("authority of {} in {}", authority.statement().state, authority.statement().federation);
+    let record = authority.record()?;
+    for Issued { serial, name, is_for_peers, ends_s, revoked_s } in record.issued() {
+        let face = if *is_for_peers { "peer  " } else { "public" };
+        let becomes = match revoked_s {
+            Some(at_s) => format!("revoked {}", date(*at_s)),
+            None if *ends_s < now_s() => "ended".into(),
+            None => format!("until {}", date(*ends_s)),
+        };
+        println!("  {face}  {serial:<40}  {becomes}  {name}");
+    }
+    if record.issued().is_empty() {
+        println!("  no certificates are recorded; those of before there was a record are revoked by their files");
+    }
     Ok(())
 }
 

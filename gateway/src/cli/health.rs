@@ -11,14 +11,19 @@ pub async fn health(client: &mut Client, packs_min: u64, output: Output) -> anyh
     let answer = client.read("/v1/health").await?;
     match output {
         Output::Json => println!("{answer}"),
-        Output::Table => println!(
-            "{}/{} {}, revision {}, rules of {} states",
-            cell(&answer["state"]),
-            cell(&answer["gateway"]),
-            cell(&answer["status"]),
-            cell(&answer["revision"]),
-            cell(&answer["packs"]),
-        ),
+        Output::Table => {
+            println!(
+                "{}/{} {}, revision {}, rules of {} states",
+                cell(&answer["state"]),
+                cell(&answer["gateway"]),
+                cell(&answer["status"]),
+                cell(&answer["revision"]),
+                cell(&answer["packs"]),
+            );
+            for warning in answer["warnings"].as_array().into_iter().flatten() {
+                println!("warning: {}", cell(warning));
+            }
+        }
     }
     if answer["status"] != "ok" {
         bail!("the gateway knows no leader: more than half of the gateways may be away");

@@ -10,15 +10,20 @@ use std::time::Duration;
 use certs::{MemberState, SharedTrust};
 use federation::Revision;
 use federation::raft::Consensus;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::now_s;
+use crate::expiry::{Warnings, what_ends};
 use crate::leaves::{Leaf, Leaves};
 use crate::listener::Connections;
 use crate::peer::Peers;
 
 /// How often the certificate files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often it is asked what ends soon.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// When each state's bundle came into force.
 type InForce = BTreeMap<MemberState, Revision>;
@@ -29,6 +34,8 @@ pub struct Renewal {
     pub state: MemberState,
     /// This gateway's certificates.
     pub leaves: Arc<Leaves>,
+    /// What its operator has to know of them.
+    pub warnings: Warnings,
     /// The replica.
     pub consensus: Consensus,
     /// What the faces and the peers look at.
@@ -61,38 +68,57 @@ impl Renewal {
             self.peers.hang_up_all_of(state);
             tracing::info!(%state, closed, "a state's trust bundle has changed; its gateways connect again");
         }
+        self.warn();
+    }
+
+    /// Says what others refuse, or soon will.
+    fn warn(&self) {
+        let bundle = self.consensus.read(|registry| registry.member(self.state).map(|it| it.bundle.clone()));
+        let trust = self.trust.load();
+        self.warnings.set(bundle.map_or(vec![], |bundle| what_ends(&self.leaves, &trust, &bundle, now_s())));
     }
 
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let leaves = Arc::clone(&self.leaves);
+        let (leaves, renewed) = (Arc::clone(&self.leaves), Notify::new());
         // Each for itself: files that cannot be read hold up neither the other face's nor the trust, which waits for the
         // certificate for peers alone, and not for long.
-        let all = async { tokio::join!(self.follow_all(), keep_renewed(&leaves.peer), keep_renewed(&leaves.public)) };
+        let all = async {
+            tokio::join!(
+                self.follow_all(&renewed),
+                keep_renewed(&leaves.peer, &renewed),
+                keep_renewed(&leaves.public, &renewed)
+            )
+        };
         stop.run_until_cancelled(all).await;
     }
 
-    async fn follow_all(mut self) {
+    async fn follow_all(mut self, renewed: &Notify) {
         let mut revisions = self.consensus.changes();
+        let mut warn = interval(WARN_EVERY);
         loop {
             revisions.borrow_and_update();
             let newest = self.consensus.read(|registry| Arc::clone(registry.trust()));
             if !Arc::ptr_eq(&newest, &self.trust.load()) {
                 self.follow().await;
             }
-            if revisions.changed().await.is_err() {
-                return;
+            tokio::select! {
+                _ = revisions.changed() => {}
+                () = renewed.notified() => self.warn(),
+                _ = warn.tick() => self.warn(),
             }
         }
     }
 }
 
-async fn keep_renewed(leaf: &Arc<Leaf>) {
+async fn keep_renewed(leaf: &Arc<Leaf>, renewed: &Notify) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        leaf.renew().await;
+        if leaf.renew().await {
+            renewed.notify_one();
+        }
     }
 }
 
