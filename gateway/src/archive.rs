@@ -3,15 +3,17 @@
 //! A task's end is kept as soon as the registry shows it; what the host reported follows when the host
 //! answers. A task that the registry never took is ended too, so that nobody waits for it for ever.
 //!
-//! Invariant: a task is on the list from before its commit until its end and its record are on disk.
+//! Invariants: a task is on the list from before its commit until its end and its record are on disk; a host is asked
+//! for a record once at a time, and a try counts when it has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use certs::MemberState;
 use federation::raft::Consensus;
-use federation::{JobId, Pseudonym, Registry, Timestamp};
+use federation::{JobId, OfferState, Pseudonym, Timestamp};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -22,6 +24,9 @@ use crate::driver::AttemptRecord;
 use crate::home::now;
 use crate::orders::{NoOrder, Orders};
 use crate::store::{Change, Ended, Store, StoreFailed, Unfinished};
+
+#[cfg(test)]
+mod tests;
 
 /// Ends are looked for this often at most: a look costs one step for each open task.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -67,6 +72,8 @@ struct List {
     by_owner: BTreeMap<Pseudonym, Open>,
     /// Tasks whose record is still to come.
     ended: BTreeMap<JobId, Asked>,
+    /// Tasks whose record is being asked for, or is about to be.
+    asking: BTreeSet<JobId>,
 }
 
 #[derive(Clone, Copy)]
@@ -79,7 +86,7 @@ struct OpenTask {
     taken: bool,
 }
 
-/// How often a host was asked for a record, and when it is asked again.
+/// How often a host was asked for a record in vain, and when it is asked again.
 #[derive(Clone, Copy)]
 struct Asked {
     times: u32,
@@ -126,7 +133,7 @@ impl Archive {
             if let Err(failed) = self.keep_ends().await {
                 tracing::warn!(%failed, "the ends of some tasks are not kept yet");
             }
-            self.ask_for_records(&tasks, &stop);
+            self.ask_for_records(&tasks, &stop, Instant::now());
             if swept.elapsed() >= SWEEP_EVERY && !self.sweep().await {
                 swept = Instant::now();
             }
@@ -143,95 +150,108 @@ impl Archive {
     /// Keeps every end that the registry shows, in one sync, and ends what it surely does not hold any more.
     async fn keep_ends(&self) -> Result<(), StoreFailed> {
         let open: Vec<(JobId, OpenTask)> = self.lock().open.iter().map(|(job, task)| (*job, *task)).collect();
-        let mut ends: Vec<(JobId, Instant, Ended)> = Vec::new();
+        let mut ends: Vec<(JobId, OpenTask, Change)> = Vec::new();
         let (mut taken, mut missing) = (Vec::new(), Vec::new());
         self.consensus.read(|registry| {
             for (job, task) in open {
                 match registry.job(&job) {
                     Some(known) if known.state.is_final() => {
-                        ends.push((job, task.since, Ended::Job(Box::new(known.clone()))));
+                        ends.push((job, task, Change::End(Box::new(known.clone()))));
                     }
-                    Some(_) if !task.taken => taken.push(job),
+                    Some(_) if !task.taken => taken.push((job, task)),
                     Some(_) => {}
                     None => missing.push((job, task)),
                 }
             }
         });
         if !taken.is_empty() {
-            self.store.write(Change::Taken(taken.clone())).await?;
+            self.store.write(Change::Taken(taken.iter().map(|(job, _)| *job).collect())).await?;
             let mut list = self.lock();
-            for job in taken {
-                if let Some(task) = list.open.get_mut(&job) {
+            for (job, task) in taken {
+                if let Some(task) = list.same_try(&job, &task) {
                     task.taken = true;
                 }
             }
         }
         ends.extend(self.surely_gone(missing).await);
-        let writes = ends.iter().map(|(job, _, ended)| {
-            let change = Change::End { job: *job, ended: ended.clone() };
-            self.store.write(change)
-        });
-        for (written, (job, since, ended)) in join_all(writes).await.into_iter().zip(&ends) {
+        let writes = ends.into_iter().map(async |(job, task, change)| (job, task, self.store.write(change).await));
+        for (job, task, written) in join_all(writes).await {
             written?;
-            let has_record = matches!(ended, Ended::Job(_));
-            if !has_record {
-                tracing::warn!(%job, ?ended, "the registry does not hold this task");
-                self.store.write(Change::Record { job: *job, record: vec![] }).await?;
-            }
+            let ended = match self.store.ended(&job) {
+                Ok(ended) => ended,
+                // The others leave the list all the same.
+                Err(failed) => {
+                    tracing::warn!(%job, %failed, "how this task ended cannot be read");
+                    continue;
+                }
+            };
             let mut list = self.lock();
             // One that is being submitted again meanwhile is open again.
-            if list.open.get(job).is_some_and(|task| task.since == *since) {
-                list.remove(job);
-                if has_record {
-                    list.ended.insert(*job, Asked { times: 0, again: Instant::now() });
-                }
+            if ended.is_none() || list.same_try(&job, &task).is_none() {
+                continue;
+            }
+            list.remove(&job);
+            if let Some(Ended::Job(_)) = ended {
+                list.ended.insert(job, Asked { times: 0, again: Instant::now() });
             }
         }
         Ok(())
     }
 
-    /// What became of tasks that the registry surely does not hold and will not hold any more.
-    async fn surely_gone(&self, missing: Vec<(JobId, OpenTask)>) -> Vec<(JobId, Instant, Ended)> {
+    /// Gives up tasks that the registry surely does not hold and will not hold any more.
+    async fn surely_gone(&self, missing: Vec<(JobId, OpenTask)>) -> Vec<(JobId, OpenTask, Change)> {
         let late = |task: &OpenTask| task.taken || task.since.elapsed() >= NEVER_COMMITTED_AFTER;
-        let late: Vec<_> = missing.into_iter().filter(|(_, task)| late(task)).collect();
-        if late.is_empty() || self.consensus.linearize(SURE_TIMEOUT).await.is_err() {
+        let mut gone: Vec<_> = missing.into_iter().filter(|(_, task)| late(task)).collect();
+        if gone.is_empty() || self.consensus.linearize(SURE_TIMEOUT).await.is_err() {
             return vec![];
         }
-        let gone = |registry: &Registry, job: &JobId| registry.job(job).is_none();
-        let ended = |task: OpenTask| if task.taken { Ended::Forgotten } else { Ended::NeverTaken };
-        self.consensus.read(|registry| {
-            let gone = late.into_iter().filter(|(job, _)| gone(registry, job));
-            gone.map(|(job, task)| (job, task.since, ended(task))).collect()
-        })
+        self.consensus.read(|registry| gone.retain(|(job, _)| registry.job(job).is_none()));
+        let mut given_up = Vec::new();
+        for (job, task) in gone {
+            let created_at = match self.store.task(&job) {
+                Ok(Some(record)) => record.created_at,
+                Ok(None) => {
+                    self.forget(&job);
+                    continue;
+                }
+                // The ends of others are kept all the same.
+                Err(failed) => {
+                    tracing::warn!(%job, %failed, "the registry does not hold this task, and it is not given up yet");
+                    continue;
+                }
+            };
+            // The next try is on the list before it is in the store: what was read is not the next one's.
+            if self.lock().same_try(&job, &task).is_some() {
+                tracing::warn!(%job, task.taken, "the registry does not hold this task");
+                given_up.push((job, task, Change::GiveUp { job, created_at, taken: task.taken }));
+            }
+        }
+        given_up
     }
 
     /// Asks the hosts of ended tasks for their records, each in a task of its own.
-    fn ask_for_records(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
-        let due: BTreeSet<JobId> = {
-            let list = self.lock();
-            list.ended.iter().filter(|(_, asked)| asked.again <= Instant::now()).map(|(job, _)| *job).collect()
-        };
-        for job in due {
-            if let Some(asked) = self.lock().ended.get_mut(&job) {
-                let rest = Duration::from_secs(2 << asked.times.min(8)).min(REST_MAX);
-                // Not again before this try can have ended.
-                *asked = Asked { times: asked.times + 1, again: Instant::now() + rest + crate::orders::ORDER_TIMEOUT };
-            }
-            let (archive, stop) = (Arc::clone(self), stop.clone());
+    fn ask_for_records(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken, now: Instant) {
+        let due = self.lock().begin_asks(now);
+        for ask in due.into_iter().map(|job| Ask { archive: Arc::clone(self), job }) {
+            let stop = stop.clone();
             tasks.spawn(async move {
-                let ask = async {
-                    let _place = archive.asking.acquire().await;
-                    if let Err(reason) = archive.keep_record(job).await {
-                        tracing::info!(%job, reason, "the host's record is not here yet");
+                let asking = async {
+                    let _place = ask.archive.asking.acquire().await;
+                    if let Err(reason) = ask.archive.keep_record(ask.job).await {
+                        tracing::info!(job = %ask.job, reason, "the host's record is not here yet");
                     }
                 };
-                stop.run_until_cancelled(ask).await;
+                stop.run_until_cancelled(asking).await;
             });
         }
     }
 
     async fn keep_record(&self, job: JobId) -> Result<(), String> {
         let text = |why: &dyn std::fmt::Display| why.to_string();
+        // It may have waited long for its place.
+        let Some(asked) = self.lock().ended.get(&job).copied() else {
+            return Ok(());
+        };
         let Some(Ended::Job(ended)) = self.store.ended(&job).map_err(|why| text(&why))? else {
             self.lock().ended.remove(&job);
             return Ok(());
@@ -241,18 +261,23 @@ impl Archive {
             // It has no part in it any more, or its answer is none: nothing will come.
             Err(NoOrder::NotYours { .. } | NoOrder::Garbled(_)) => None,
             Err(why) if why.is_final() => None,
-            Err(_) if self.lock().ended.get(&job).is_none_or(|asked| asked.times >= TRIES_MAX) => None,
+            Err(_) if asked.times + 1 >= TRIES_MAX => None,
             Err(why) => return Err(text(&why)),
         };
         let record = record.map_or(vec![], |record| as_json(&record));
         self.store.write(Change::Record { job, record }).await.map_err(|why| text(&why))?;
-        self.lock().ended.remove(&job);
+        // A task that was accepted again meanwhile has none, and may have ended again.
+        if self.store.record(&job).map_err(|why| text(&why))?.is_some() {
+            self.lock().ended.remove(&job);
+        }
         Ok(())
     }
 
     /// Whether there is more to forget.
     async fn sweep(&self) -> bool {
-        let (now, more) = (now(), Arc::<AtomicBool>::default());
+        let me = self.orders.me.state;
+        let now = self.consensus.read(|registry| agreed(now(), registry.offers(), me));
+        let more = Arc::<AtomicBool>::default();
         let tasks_before = Timestamp(now.0.saturating_sub(TASKS_KEPT_MS));
         let sweep = Change::Sweep { now, tasks_before, more: Arc::clone(&more) };
         if let Err(failed) = self.store.write(sweep).await {
@@ -264,6 +289,26 @@ impl Archive {
     fn lock(&self) -> MutexGuard<'_, List> {
         self.list.lock().expect("invariant: nothing panics while it holds the list")
     }
+}
+
+/// One record that is asked for, until there is an answer or none.
+struct Ask {
+    archive: Arc<Archive>,
+    job: JobId,
+}
+
+impl Drop for Ask {
+    fn drop(&mut self) {
+        self.archive.lock().end_ask(&self.job, Instant::now());
+    }
+}
+
+/// What is forgotten does not come back, so a clock that runs ahead is not believed alone: it is not later than the newest
+/// report of another state's pool. Where there is none, nobody else can tell.
+fn agreed<'a>(now: Timestamp, offers: impl Iterator<Item = &'a OfferState>, me: MemberState) -> Timestamp {
+    let others = offers.filter(|it| it.offer.pool.factory.state != me && !it.withdrawn && !it.quiet);
+    let newest = others.filter_map(|it| Some(it.report.as_ref()?.at)).max();
+    newest.map_or(now, |newest| newest.min(now))
 }
 
 impl List {
@@ -282,6 +327,28 @@ impl List {
         (sum.tasks, sum.bytes) = (sum.tasks - 1, sum.bytes - task.bytes);
         if sum.tasks == 0 {
             self.by_owner.remove(&task.owner);
+        }
+    }
+
+    /// An open task, unless it is being submitted again.
+    fn same_try(&mut self, job: &JobId, seen: &OpenTask) -> Option<&mut OpenTask> {
+        self.open.get_mut(job).filter(|task| task.since == seen.since)
+    }
+
+    /// The tasks whose hosts are to be asked now. None of them is begun again before its [`Ask`] has ended.
+    fn begin_asks(&mut self, now: Instant) -> Vec<JobId> {
+        let is_due = |(job, asked): &(&JobId, &Asked)| asked.again <= now && !self.asking.contains(*job);
+        let due: Vec<JobId> = self.ended.iter().filter(is_due).map(|(job, _)| *job).collect();
+        self.asking.extend(&due);
+        due
+    }
+
+    /// Counts it, unless the task waits for nothing any more.
+    fn end_ask(&mut self, job: &JobId, now: Instant) {
+        self.asking.remove(job);
+        if let Some(asked) = self.ended.get_mut(job) {
+            let rest = Duration::from_secs(2 << asked.times.min(8)).min(REST_MAX);
+            *asked = Asked { times: asked.times + 1, again: now + rest };
         }
     }
 }

@@ -5,8 +5,7 @@
 //! surely never takes it; a key or a repeated body never makes a second task; what the registry
 //! refused leaves nothing behind.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use certs::{Caller, Digest, GatewayId};
@@ -17,6 +16,10 @@ use federation::{
 };
 use policy::ResearcherFacts;
 
+mod repeats;
+
+pub use self::repeats::{Arrival, Delivery};
+use self::repeats::{Repeats, ScopedKey};
 use crate::archive::Archive;
 use crate::error::{Code, Problem};
 use crate::proposer::{NotCommitted, Proposer};
@@ -25,10 +28,6 @@ use crate::store::{Change, Ended, RememberedKey, Store, Summary, TaskRecord};
 use crate::tes::{Requirements, Submission};
 use crate::verdicts::{Judge, Question, Shares, Verdicts};
 
-/// A client that got no answer repeats itself within this (py-tes under its next path prefix).
-const REPEAT_WINDOW_MS: u64 = 60_000;
-/// How long an idempotency key is honoured.
-const KEY_LIFE_MS: u64 = 24 * 3600 * 1000;
 /// A pack that changes this often during one submission is reported, not chased.
 const STALE_RETRIES: usize = 3;
 /// How long a submission takes at most, tries and waits together: py-tes gives up after 10 s and repeats itself.
@@ -39,8 +38,6 @@ const READ_YOUR_WRITE: Duration = Duration::from_secs(1);
 const OPEN_TASKS_PER_RESEARCHER_MAX: usize = federation::limits::OPEN_JOBS_PER_STATE_MAX / 2;
 /// Payloads of one researcher's open tasks: 512 of the largest, or 2,000 of half a megabyte.
 const OPEN_BYTES_PER_RESEARCHER_MAX: u64 = 2 * 1_024 * 1_024 * 1_024;
-/// Keys of submissions that ended without an answer: 10,000 x ~100 bytes = 1 MiB.
-const UNANSWERED_MAX: usize = 10_000;
 
 /// The home side of a gateway.
 pub struct Home {
@@ -52,21 +49,7 @@ pub struct Home {
     pseudonym_secret: [u8; 32],
     stages: Arc<Stages>,
     archive: Arc<Archive>,
-    started_at: Timestamp,
-    in_progress: Mutex<HashSet<Vec<u8>>>,
-    /// Repeatable keys whose submission ended without its client hearing of a success.
-    unanswered: Mutex<HashSet<Vec<u8>>>,
-}
-
-/// A submission as it arrived: what makes it the same as an earlier one.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    /// `Idempotency-Key`, if the client sent one.
-    pub key: Option<String>,
-    /// Digest of the request body.
-    pub body: Digest,
-    /// The path prefix that it came by: `/ga4gh/tes/v1`, `/v1`, …
-    pub face: String,
+    repeats: Repeats,
 }
 
 /// An accepted submission.
@@ -100,9 +83,7 @@ impl Home {
             pseudonym_secret,
             stages,
             archive,
-            started_at: now(),
-            in_progress: Mutex::default(),
-            unanswered: Mutex::default(),
+            repeats: Repeats::since(now()),
         }
     }
 
@@ -122,10 +103,10 @@ impl Home {
     ) -> Result<Accepted, Problem> {
         let owner = self.pseudonym(caller);
         let key = ScopedKey::of(&owner, arrival);
-        let _claim = self.claim(&key)?;
+        let _claim = self.repeats.claim(&key)?;
         let (now, deadline) = (now(), tokio::time::Instant::now() + SUBMIT_TIMEOUT);
-        let known = self.known(&key, arrival, now)?;
-        if let Some(known) = &known
+        let known = self.repeats.adopt(&self.store, &key, arrival, now, deadline).await?;
+        if let Some((known, _)) = &known
             && let Some(accepted) = self.still_there(known)?
         {
             return Ok(accepted);
@@ -137,11 +118,14 @@ impl Home {
         let begun = Instant::now();
         let (verdicts, placement) = self.decide_and_place(&question, requirements)?;
         let decided = self.stages.add(Stage::DecideAndPlace, begun);
-        // A remembered task that the registry does not show may still be on its way to it: the same
-        // id makes the second commit harmless.
-        let (job, is_new) = match known {
-            Some(known) => (known.job, false),
-            None => (JobId::new(now.0, certs::entropy::bytes()), true),
+        // A remembered task that the registry has never shown may still be on its way to it: the same id makes the second
+        // commit harmless.
+        let (job, _at_work, is_new) = match known {
+            Some((known, at_work)) => (known.job, Some(at_work), false),
+            None => {
+                let job = JobId::new(now.0, certs::entropy::bytes());
+                (job, self.repeats.work_on(job), true)
+            }
         };
         let task = TaskRecord {
             job,
@@ -173,7 +157,7 @@ impl Home {
             }
             // The registry may have taken it: the task stays, and its client's retry finds it.
             Err(Failed::Refused(problem) | Failed::Unknown(problem)) => {
-                self.unheard(key.bytes);
+                self.repeats.unheard(key.bytes);
                 Err(problem)
             }
         }
@@ -181,15 +165,7 @@ impl Home {
 
     /// For a submission whose answer may never be delivered: unless it is told so, a repeat of it is the same task.
     pub fn delivery(&self, caller: &Caller, arrival: &Arrival) -> Delivery<'_> {
-        Delivery { home: self, key: ScopedKey::of(&self.pseudonym(caller), arrival).bytes, done: false }
-    }
-
-    fn unheard(&self, key: Vec<u8>) {
-        let mut unanswered = lock(&self.unanswered);
-        if unanswered.len() >= UNANSWERED_MAX {
-            unanswered.clear();
-        }
-        unanswered.insert(key);
+        self.repeats.delivery(ScopedKey::of(&self.pseudonym(caller), arrival))
     }
 
     /// What every state would say, without any effect.
@@ -365,84 +341,15 @@ impl Home {
         )))
     }
 
-    /// At most one submission at a time under one key of a client.
-    fn claim(&self, key: &ScopedKey) -> Result<Claim<'_>, Problem> {
-        // Only a client's own key is claimed; repeating a body is no conflict.
-        let claimed = key.is_own.then(|| key.bytes.clone());
-        if let Some(claimed) = &claimed
-            && !lock(&self.in_progress).insert(claimed.clone())
-        {
-            return Err(Problem::new(
-                Code::IdempotencyInProgress,
-                "a request with this Idempotency-Key is still being worked on; ask again shortly",
-            ));
-        }
-        Ok(Claim { home: self, claimed })
-    }
-
-    fn known(&self, key: &ScopedKey, arrival: &Arrival, now: Timestamp) -> Result<Option<RememberedKey>, Problem> {
-        let Some(known) = self.store.key(&key.bytes)?.filter(|known| now <= known.until) else {
-            return Ok(None);
-        };
-        if key.is_own && known.body != arrival.body {
-            return Err(Problem::new(
-                Code::IdempotencyMismatch,
-                "this Idempotency-Key was used for another body; choose a new key",
-            ));
-        }
-        // The same body by the same path is a second task; by another path it is a repeat, and so it is when its
-        // client cannot have heard of the first.
-        let unheard = || known.at < self.started_at || lock(&self.unanswered).contains(&key.bytes);
-        let same_task = key.is_own || known.face != arrival.face || unheard();
-        Ok(same_task.then_some(known))
-    }
-
-    /// A remembered task counts only if the registry took it.
+    /// A remembered task counts only if the registry took it, also if it has forgotten it since.
     fn still_there(&self, known: &RememberedKey) -> Result<Option<Accepted>, Problem> {
         let job = known.job;
         let (revision, in_registry) =
             self.consensus.read(|registry| (registry.revision(), registry.job(&job).is_some()));
-        let there = in_registry || self.store.ended(&job)?.is_some_and(|ended| ended != Ended::NeverTaken);
+        let there = in_registry
+            || self.store.is_taken(&job)?
+            || self.store.ended(&job)?.is_some_and(|ended| ended != Ended::NeverTaken);
         Ok(there.then_some(Accepted { job, revision }))
-    }
-}
-
-/// Notes a submission whose client went away before its answer.
-pub struct Delivery<'a> {
-    home: &'a Home,
-    key: Vec<u8>,
-    done: bool,
-}
-
-impl Delivery<'_> {
-    /// The answer is on its way; a success counts as heard.
-    pub fn done(mut self, success: bool) {
-        self.done = true;
-        if success {
-            lock(&self.home.unanswered).remove(&self.key);
-        }
-    }
-}
-
-impl Drop for Delivery<'_> {
-    fn drop(&mut self) {
-        if !self.done {
-            self.home.unheard(std::mem::take(&mut self.key));
-        }
-    }
-}
-
-/// Releases a key when a submission is done, however it ends.
-struct Claim<'a> {
-    home: &'a Home,
-    claimed: Option<Vec<u8>>,
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = &self.claimed {
-            lock(&self.home.in_progress).remove(key);
-        }
     }
 }
 
@@ -458,29 +365,6 @@ impl From<NotCommitted> for Failed {
         match reason {
             unknown @ NotCommitted::Unknown => Failed::Unknown(unknown.into()),
             refused => Failed::Refused(refused.into()),
-        }
-    }
-}
-
-/// Under what a submission is found again: `owner || 'k' || key` for a client's own key, `owner || 'b' || digest`
-/// for a body that may be repeated.
-struct ScopedKey {
-    bytes: Vec<u8>,
-    life_ms: u64,
-    is_own: bool,
-}
-
-impl ScopedKey {
-    fn of(owner: &Pseudonym, arrival: &Arrival) -> ScopedKey {
-        match &arrival.key {
-            Some(key) => {
-                let bytes = [&owner.0[..], b"k", key.as_bytes()].concat();
-                ScopedKey { bytes, life_ms: KEY_LIFE_MS, is_own: true }
-            }
-            None => {
-                let bytes = [&owner.0[..], b"b", &arrival.body.0].concat();
-                ScopedKey { bytes, life_ms: REPEAT_WINDOW_MS, is_own: false }
-            }
         }
     }
 }
@@ -524,8 +408,4 @@ fn rejected(reason: &Rejection) -> Problem {
         Rejection::TooMany { .. } => Problem::new(Code::TooManyOpenTasks, reason.to_string()),
         other => Problem::new(Code::Rejected, other.to_string()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().expect("invariant: nothing panics while it holds a set of keys")
 }

@@ -5,7 +5,8 @@
 //!
 //! Invariants: a write that was acknowledged survives a crash; after a failed write nothing is
 //! acknowledged again (the process is about to stop); what a list has to look at is small, however
-//! large the tasks are.
+//! large the tasks are; only a task that has ended has a record, and no empty record takes the place of
+//! one that is there; what was found out about one try of a task says nothing about the next.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,7 +30,7 @@ use crate::error::{Code, Problem};
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Changes that may wait for the writer: far above what the proposer lets through.
 const WAITING_MAX: usize = 8_192;
@@ -70,7 +71,7 @@ pub struct TaskRecord {
     pub job: JobId,
     /// Who submitted it.
     pub owner: Pseudonym,
-    /// When it was accepted.
+    /// When it was accepted; of several tries, the latest. Which try it is.
     pub created_at: Timestamp,
     /// The task as JSON, exactly the bytes whose digest the registry holds.
     pub payload: Vec<u8>,
@@ -163,14 +164,20 @@ pub enum Change {
     },
     /// The registry was seen to hold these tasks.
     Taken(Vec<JobId>),
-    /// A task is over.
-    End {
+    /// A task is over: the job in its final state.
+    End(Box<Job>),
+    /// A try of a task came to nothing: that is its end, and no record will come. Nothing is changed if the task has
+    /// ended, or was accepted again since.
+    GiveUp {
         /// The task.
         job: JobId,
-        /// How.
-        ended: Ended,
+        /// When the try that came to nothing was accepted.
+        created_at: Timestamp,
+        /// The registry was seen to hold it.
+        taken: bool,
     },
-    /// What the host reported about a task that is over.
+    /// What the host reported about a task that is over. Nothing is changed by the record of a task that is not, or by
+    /// an empty one where there is one.
     Record {
         /// The task.
         job: JobId,
@@ -350,11 +357,17 @@ impl Store {
         decode(&bytes, &"an idempotency key").map(Some)
     }
 
+    /// Whether the registry was ever seen to hold a task.
+    pub fn is_taken(&self, job: &JobId) -> Result<bool, StoreFailed> {
+        let read = self.database.begin_read().map_err(database_error)?;
+        let taken = read.open_table(TAKEN).map_err(database_error)?;
+        Ok(taken.get(job.to_string().as_bytes()).map_err(database_error)?.is_some())
+    }
+
     /// How a task ended. `None` while it is open.
     pub fn ended(&self, job: &JobId) -> Result<Option<Ended>, StoreFailed> {
         let bytes = self.bytes(ENDED, job.to_string().as_bytes())?;
-        let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).map_err(|_| StoreFailed::Damaged(job.to_string()));
-        bytes.map(read).transpose()
+        bytes.map(|bytes| decode_end(&bytes, job)).transpose()
     }
 
     /// What the host reported of a task that is over, as JSON; empty if it had nothing to report.
@@ -393,6 +406,11 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreFailed> {
 
 fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8], what: &dyn std::fmt::Display) -> Result<T, StoreFailed> {
     postcard::from_bytes(bytes).map_err(|_| StoreFailed::Damaged(what.to_string()))
+}
+
+/// Unlike the rest, ends are JSON.
+fn decode_end(bytes: &[u8], job: &JobId) -> Result<Ended, StoreFailed> {
+    serde_json::from_slice(bytes).map_err(|_| StoreFailed::Damaged(job.to_string()))
 }
 
 fn writer_gone() -> StoreFailed {

@@ -104,7 +104,10 @@ fn problem(state: &OfferState, now: Timestamp) -> Option<String> {
     let report = state.report.as_ref()?;
     let silent_ms = now.0.saturating_sub(report.at.0);
     if silent_ms > SILENT_MS && !state.withdrawn {
-        return Some(format!("no report has reached this gateway for {} s", silent_ms / 1_000));
+        let age_s = silent_ms / 1_000;
+        return Some(format!(
+            "its latest report is {age_s} s old: no later one has reached this gateway, or its clock is behind"
+        ));
     }
     report.problem.as_ref().map(ToString::to_string)
 }

@@ -9,8 +9,9 @@ use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    ABOUT, Bytes, Change, ENDED, EXPLAINED, EXPLANATIONS, FORMAT, KEYS, KEYS_BY_END, RECORDS, RememberedKey,
-    StoreFailed, Summary, TAKEN, TASKS, TASKS_BY_OWNER, TaskRecord, Waiting, database_error, decode, encode, owner_key,
+    ABOUT, Bytes, Change, ENDED, EXPLAINED, EXPLANATIONS, Ended, FORMAT, KEYS, KEYS_BY_END, RECORDS, RememberedKey,
+    StoreFailed, Summary, TAKEN, TASKS, TASKS_BY_OWNER, TaskRecord, Waiting, database_error, decode, decode_end,
+    encode, owner_key,
 };
 
 /// Changes in one transaction.
@@ -74,11 +75,11 @@ fn write_all(database: &Database, changes: &[Change]) -> Result<(), StoreFailed>
                 keys.iter().try_for_each(|key| tables.remove_key_of(job, key))?;
             }
             Change::Taken(jobs) => jobs.iter().try_for_each(|job| tables.take_note(job))?,
-            Change::End { job, ended } => {
-                let ended = serde_json::to_vec(ended).map_err(database_error)?;
-                put(&mut tables.ended, job.to_string().as_bytes(), &ended)?;
+            Change::End(job) => tables.end(&job.id, &Ended::Job(job.clone()))?,
+            Change::GiveUp { job, created_at, taken } => {
+                tables.give_up(job, *created_at, if *taken { &Ended::Forgotten } else { &Ended::NeverTaken })?;
             }
-            Change::Record { job, record } => put(&mut tables.records, job.to_string().as_bytes(), record)?,
+            Change::Record { job, record } => tables.keep_record(job, record)?,
             Change::Sweep { now, tasks_before, more } => {
                 more.store(tables.sweep(*now, *tasks_before)?, Ordering::Relaxed);
             }
@@ -138,7 +139,8 @@ impl<'txn> Tables<'txn> {
         Ok(())
     }
 
-    /// Forgets how an earlier try of the same task came to nothing.
+    /// Forgets how an earlier try of the same task came to nothing. One that has ended as a job, just when it was submitted
+    /// again, has ended.
     fn begin_anew(
         &mut self,
         job: &JobId,
@@ -146,8 +148,11 @@ impl<'txn> Tables<'txn> {
         keys: &[(Vec<u8>, RememberedKey)],
     ) -> Result<(), StoreFailed> {
         let id = job.to_string();
-        take(&mut self.ended, id.as_bytes())?;
-        take(&mut self.records, id.as_bytes())?;
+        let ended = self.ended.get(id.as_bytes()).map_err(database_error)?.map(|it| decode_end(it.value(), job));
+        if !matches!(ended.transpose()?, Some(Ended::Job(_))) {
+            take(&mut self.ended, id.as_bytes())?;
+            take(&mut self.records, id.as_bytes())?;
+        }
         self.remove_summary(job, owner)?;
         keys.iter().try_for_each(|(key, _)| self.remove_key(key))
     }
@@ -155,6 +160,39 @@ impl<'txn> Tables<'txn> {
     fn take_note(&mut self, job: &JobId) -> Result<(), StoreFailed> {
         self.taken.insert(job.to_string().as_bytes(), ()).map_err(database_error)?;
         Ok(())
+    }
+
+    fn end(&mut self, job: &JobId, ended: &Ended) -> Result<(), StoreFailed> {
+        let ended = serde_json::to_vec(ended).map_err(database_error)?;
+        put(&mut self.ended, job.to_string().as_bytes(), &ended)
+    }
+
+    /// What was decided on may have waited behind another try.
+    fn give_up(&mut self, job: &JobId, created_at: Timestamp, ended: &Ended) -> Result<(), StoreFailed> {
+        let id = job.to_string();
+        let Some(bytes) = self.tasks.get(id.as_bytes()).map_err(database_error)?.map(|it| it.value().to_vec()) else {
+            return Ok(());
+        };
+        let task: TaskRecord = decode(&bytes, job)?;
+        let has_ended = self.ended.get(id.as_bytes()).map_err(database_error)?.is_some();
+        if has_ended || task.created_at != created_at {
+            return Ok(());
+        }
+        self.end(job, ended)?;
+        put(&mut self.records, id.as_bytes(), &[])
+    }
+
+    /// A host says that it has nothing when it has forgotten what it gave; and a task that was accepted again, or is
+    /// forgotten, waits for no record any more.
+    fn keep_record(&mut self, job: &JobId, record: &[u8]) -> Result<(), StoreFailed> {
+        let id = job.to_string();
+        let has_ended = self.ended.get(id.as_bytes()).map_err(database_error)?.is_some();
+        let has_one = self.records.get(id.as_bytes()).map_err(database_error)?.is_some();
+        if has_ended && !(has_one && record.is_empty()) {
+            put(&mut self.records, id.as_bytes(), record)
+        } else {
+            Ok(())
+        }
     }
 
     /// A key that a later task has is left alone.
