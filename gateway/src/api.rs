@@ -54,7 +54,7 @@ pub struct Api {
     pub warnings: Warnings,
     /// Room for what clients send.
     pub documents: Documents,
-    /// What a stop of this gateway waits for.
+    /// What a stop of this gateway waits for; closed as soon as it stops.
     pub tasks: TaskTracker,
 }
 

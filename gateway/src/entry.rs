@@ -7,7 +7,7 @@
 //! Where a state runs several gateways, each keeps the tasks that were submitted to it: a request that names a task
 //! goes to the one that the registry names as the task's home.
 //!
-//! Invariant: behind this layer a [`Caller`] is in the request's extensions and is of this state,
+//! Invariants: no caller has more than [`PER_CALLER_MAX`] requests under way; behind this layer a [`Caller`] is in the request's extensions and is of this state,
 //! except on the routes that every member may answer from its own replica.
 
 use std::collections::HashMap;
@@ -33,6 +33,10 @@ use crate::peer::{Lane, PeerError, Peers, RELAYED};
 use crate::stages::{Stage, Stages};
 use crate::tes::BODY_BYTES_MAX;
 
+mod under_way;
+
+pub use under_way::{Does, Load, PER_CALLER_MAX, UnderWay};
+
 /// Verified tokens remembered: 10,000 x ~1 KiB = 10 MiB.
 const TOKENS_MAX: usize = 10_000;
 /// A relayed submission waits for home's commit; clients give up after 10 s.
@@ -54,6 +58,8 @@ pub struct Entry {
     pub tokens: Tokens,
     /// Where the time goes.
     pub stages: Arc<Stages>,
+    /// What each caller has under way.
+    pub under_way: UnderWay,
 }
 
 /// Verified tokens, so that a signature is checked once and not with every request.
@@ -117,15 +123,25 @@ impl Entry {
     /// Sends a request to one of these gateways, the first that can be reached, and returns its answer.
     async fn relay(&self, homes: &[GatewayId], request: Request) -> Result<Response, Problem> {
         let relayed = relayed(request).await?;
+        let is_safe = relayed.method().is_safe();
         let deadline = Instant::now() + RELAY_TIMEOUT;
         let mut unreachable = Problem::new(Code::HomeUnreachable, "the caller's state runs no gateway");
         for home in homes {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.peers.send(home, Lane::Tasks, relayed.clone(), left).await {
+            let send = async || {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.peers.send(home, Lane::Tasks, relayed.clone(), left).await
+            };
+            let sent = match send().await {
+                // Connections end whenever a state's trust changes, and what was only read is asked again on the next one.
+                Err(PeerError::Broken { .. }) if is_safe => send().await,
+                sent => sent,
+            };
+            match sent {
                 Ok(answer) => return Ok(answer.map(Body::new)),
                 // It was surely not sent, so another one may have it.
                 Err(reason @ PeerError::Unreachable { .. }) => unreachable = home_unreachable(&reason),
-                Err(reason) => return Err(home_unreachable(&reason)),
+                Err(reason) if is_safe => return Err(home_unreachable(&reason)),
+                Err(reason) => return Err(outcome_unknown(&reason)),
             }
         }
         Err(unreachable)
@@ -150,6 +166,8 @@ async fn relayed(request: Request) -> Result<http::Request<Full<Bytes>>, Problem
 /// The layer in front of everything that only the caller's home may answer.
 pub async fn at_home(State(entry): State<Arc<Entry>>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let caller = entry.authenticate(request.headers())?;
+    let does = if request.method().is_safe() { Does::Read } else { Does::Change };
+    let _counted_until_it_is_answered = entry.under_way.one_more(&caller, does, Instant::now())?;
     let was_relayed = request.extensions().get::<PeerIdentity>().is_some();
     if was_relayed && caller.state != entry.me.state {
         return Err(Problem::new(Code::NotHome, "this request was relayed to a state that is not its caller's home"));
@@ -183,6 +201,7 @@ fn task_in(path: &str) -> Option<JobId> {
 /// The layer in front of what every member answers from its own replica, to any known caller.
 pub async fn anywhere(State(entry): State<Arc<Entry>>, mut request: Request, next: Next) -> Result<Response, Problem> {
     let caller = entry.authenticate(request.headers())?;
+    let _counted_until_it_is_answered = entry.under_way.one_more(&caller, Does::Read, Instant::now())?;
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
@@ -207,6 +226,15 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
 
 fn home_unreachable(reason: &PeerError) -> Problem {
     Problem::new(Code::HomeUnreachable, format!("your home gateway did not answer: {reason}"))
+}
+
+/// What changes something may have reached home before its answer was lost.
+fn outcome_unknown(reason: &PeerError) -> Problem {
+    let detail = format!(
+        "your home gateway did not say whether it was done: {reason}; ask again, and under the same Idempotency-Key \
+         if you sent one"
+    );
+    Problem::new(Code::OutcomeUnknown, detail)
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ codes! {
 
     // Gateways.
     NotHome = "not-home" MISDIRECTED_REQUEST OtherGateway None, "The request was relayed to a state that is not its caller's home";
-    HomeUnreachable = "home-unreachable" BAD_GATEWAY OtherGateway Some(2), "The caller's home gateway did not answer";
+    HomeUnreachable = "home-unreachable" SERVICE_UNAVAILABLE OtherGateway Some(2), "The caller's home gateway did not answer";
     HostUnreachable = "host-unreachable" BAD_GATEWAY OtherGateway Some(2), "The gateway that runs the task did not answer";
     PeerOverloaded = "peer-overloaded" SERVICE_UNAVAILABLE ThisGateway Some(1), "This gateway has more requests of peers than it works on";
     StoreBusy = "store-busy" TOO_MANY_REQUESTS ThisGateway Some(1), "The disk does not keep up";

@@ -29,7 +29,7 @@ use crate::authority::read_signing_key;
 use crate::config::{Config, TimersProfile};
 use crate::driver::Driver;
 use crate::drivers::Drivers;
-use crate::entry::{Entry, Tokens};
+use crate::entry::{Entry, Tokens, UnderWay};
 use crate::expiry::Warnings;
 use crate::home::Home;
 use crate::host::Host;
@@ -175,6 +175,7 @@ impl Gateway {
             peers: Arc::clone(&peers),
             tokens: Tokens::new(identity.trust.clone()),
             stages: Arc::clone(&stages),
+            under_way: UnderWay::default(),
         });
         let app = api::routes(api::Api {
             entry,
@@ -296,7 +297,11 @@ impl Gateway {
 
     /// Stops in order. The whole takes no longer than the grace time and a few seconds.
     pub async fn stop(self) {
-        self.consensus.hand_over().await;
+        self.work.says_that_it_ends();
+        // Of a leader that nobody has answered lately nobody takes over.
+        if self.consensus.leader() == Some(self.consensus.node()) {
+            self.consensus.hand_over().await;
+        }
         let deadline = Instant::now() + self.grace;
         // While the last work is done the others are still needed, and still need this gateway.
         let in_time = [self.work.end(deadline).await, self.ties.end(deadline).await];
@@ -308,10 +313,15 @@ impl Gateway {
 }
 
 impl Part {
+    /// What is asked of it meanwhile is done all the same.
+    fn says_that_it_ends(&self) {
+        self.tasks.close();
+    }
+
     /// Whether all of it ended by then.
     async fn end(&self, deadline: Instant) -> bool {
         self.stop.cancel();
-        self.tasks.close();
+        self.says_that_it_ends();
         timeout_at(deadline, self.tasks.wait()).await.is_ok()
     }
 }

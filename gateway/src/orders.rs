@@ -262,7 +262,12 @@ impl Orders {
             .header(REVISION, seen.0)
             .body(Full::default())
             .expect("invariant: ids and numbers are path segments");
-        let (_, bytes) = self.peers.call(peer, Lane::Tasks, request, ORDER_TIMEOUT).await?;
+        let call = async || self.peers.call(peer, Lane::Tasks, request.clone(), ORDER_TIMEOUT).await;
+        let (_, bytes) = match call().await {
+            // Connections end whenever a state's trust changes; what is only read is asked again on the next one.
+            Err(PeerError::Broken { .. }) => call().await?,
+            called => called?,
+        };
         postcard::from_bytes(&bytes).map_err(|cause| NoOrder::Garbled(cause.to_string()))
     }
 }

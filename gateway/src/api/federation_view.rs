@@ -167,11 +167,15 @@ pub async fn policy(State(api): State<Api>, Path(state): Path<String>) -> Result
     Ok(Json(found.ok_or_else(none)?).into_response())
 }
 
-/// Whether this gateway can place jobs. Open to everybody and therefore terse.
+/// Whether this gateway can place jobs, and goes on doing so. Open to everybody and therefore terse.
 pub async fn health(State(api): State<Api>) -> Response {
     let leader = api.consensus.leader();
     let (revision, packs) = api.consensus.read(|registry| (registry.revision(), registry.packs().count()));
-    let status = if leader.is_some() { "ok" } else { "no-leader" };
+    let status = match leader {
+        _ if api.tasks.is_closed() => "stopping",
+        Some(_) => "ok",
+        None => "no-leader",
+    };
     Json(json!({
         "status": status,
         "state": api.entry.me.state,
@@ -180,6 +184,7 @@ pub async fn health(State(api): State<Api>) -> Response {
         "revision": revision.0,
         "packs": packs,
         "warnings": api.warnings.read(),
+        "load": api.entry.under_way.load(std::time::Instant::now()).as_str(),
         "submission_stages": api.stages.read(),
     }))
     .into_response()
