@@ -4,6 +4,7 @@
 //! more GPUs of one pool than are left, so that it is decided, placed and committed, but not run:
 //! running is the factory's business. Between rounds the jobs are cancelled outside of the measure.
 //! A client's connection is made before the clock starts, and kept over all rounds.
+//! `overload` asks for more than that, and measures what is left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,11 @@ use super::client::Client;
 use super::up::{Folder, Place, StopSignals, progress};
 use crate::laptop::Laptop;
 
+mod crowd;
+mod overload;
+
+use overload::OverloadBench;
+
 const TASKS: &str = "/ga4gh/tes/v1/tasks";
 /// Open jobs per researcher that a round stays below; home's own limit is a little higher.
 const JOBS_PER_ROUND_MAX: u64 = 1_800;
@@ -29,6 +35,8 @@ const STATES: [&str; 3] = ["FR", "DE", "FI"];
 pub enum Bench {
     /// Placements per second through three durable gateways
     Place(PlaceBench),
+    /// What is left of them at twice and at ten times the load that can be sustained
+    Overload(OverloadBench),
 }
 
 /// How `place` is measured.
@@ -48,18 +56,19 @@ pub struct PlaceBench {
 }
 
 /// Runs a benchmark and prints its figures.
-pub async fn bench(bench: &Bench, stop: StopSignals) -> anyhow::Result<()> {
-    match bench {
-        Bench::Place(it) => place(it, stop).await,
-    }
-}
-
-async fn place(it: &PlaceBench, mut stop: StopSignals) -> anyhow::Result<()> {
-    let folder = Folder::choose(&it.place);
-    let mut laptop = Laptop::found(folder.path(), it.place.port, &progress)?;
+pub async fn bench(bench: &Bench, mut stop: StopSignals) -> anyhow::Result<()> {
+    let place = match bench {
+        Bench::Place(it) => &it.place,
+        Bench::Overload(it) => &it.place,
+    };
+    let folder = Folder::choose(place);
+    let mut laptop = Laptop::found(folder.path(), place.port, &progress)?;
     let measuring = async {
         laptop.start(&progress).await?;
-        measure(&laptop, it).await
+        match bench {
+            Bench::Place(it) => measure(&laptop, it).await,
+            Bench::Overload(it) => overload::measure(&laptop, it).await,
+        }
     };
     let measured = tokio::select! {
         measured = measuring => measured,
