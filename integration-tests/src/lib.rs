@@ -3,13 +3,14 @@
 //! [`Federation`] reads the one line that `up --json` prints and gives clients, tokens and the means
 //! to kill, stop and restart single gateways. Dropping it ends everything that it started.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gateway::cli::client::{Answer, Client};
 use http::{HeaderName, HeaderValue, Method};
@@ -17,7 +18,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+pub mod countries;
+pub mod links;
+pub mod persistent;
 pub mod slurm;
+
+use countries::Countries;
+use links::Link;
 
 /// Where tasks live.
 pub const TASKS: &str = "/ga4gh/tes/v1/tasks";
@@ -30,14 +37,36 @@ pub struct Federation {
     about: Value,
     folder: tempfile::TempDir,
     restarted: Vec<Child>,
+    /// From one gateway to another, where peers dial each other through links.
+    links: BTreeMap<(String, String), Link>,
+    /// The clients' ways into the countries.
+    doors: Vec<Link>,
+    countries: Option<Countries>,
 }
+
+/// The states of every federation here.
+pub const STATES: [&str; 3] = ["FR", "DE", "FI"];
 
 /// The program under test, built beside the tests.
 pub fn program() -> PathBuf {
+    if let Some(release) = release() {
+        return release;
+    }
     let tests = std::env::current_exe().expect("a test knows its own file");
     let program = tests.parent().and_then(Path::parent).expect("a test lies in target/<profile>/deps").join("entente");
     assert!(program.exists(), "{} is missing; run `cargo build` or `cargo test --workspace`", program.display());
     program
+}
+
+/// A release build, if `ENTENTE_TEST_RELEASE` names one: it is tested in place of the one beside the tests, and held to the
+/// figures of docs/benchmarks.md.
+pub fn release() -> Option<PathBuf> {
+    std::env::var_os("ENTENTE_TEST_RELEASE").map(PathBuf::from)
+}
+
+/// What is asked of the program, as it was built.
+pub fn figure(dev: f64, of_release: f64) -> f64 {
+    if release().is_some() { of_release } else { dev }
 }
 
 /// The first of six ports that no other test here uses, also not while one of its gateways is dead, and that the system
@@ -70,8 +99,119 @@ impl Federation {
                 continue;
             }
             let about = serde_json::from_str(&line).expect("one line of JSON");
-            return Federation { about, up, folder, restarted: vec![] };
+            return Federation {
+                about,
+                up,
+                folder,
+                restarted: vec![],
+                links: BTreeMap::new(),
+                doors: vec![],
+                countries: None,
+            };
         }
+    }
+
+    /// The same, with every gateway's configuration changed before it starts anew.
+    pub async fn start_with(change: impl Fn(&str, String) -> String) -> Federation {
+        let mut federation = Federation::start();
+        federation.reconfigure(change).await;
+        federation
+    }
+
+    /// The same, where every gateway dials every other one through a [`Link`] of its own.
+    pub async fn start_linked(change: impl Fn(&str, String) -> String) -> Federation {
+        let mut federation = Federation::start();
+        for from in STATES {
+            for to in STATES.iter().filter(|to| **to != from) {
+                let link = Link::to(&federation.peer_address(to));
+                federation.links.insert((from.to_owned(), (*to).to_owned()), link);
+            }
+        }
+        let addresses: BTreeMap<_, _> =
+            federation.links.iter().map(|(way, link)| (way.clone(), link.address())).collect();
+        federation
+            .reconfigure(|state, text| {
+                dialling(change(state, text), state, |to| addresses[&(state.to_owned(), to.to_owned())].clone())
+            })
+            .await;
+        federation
+    }
+
+    /// The same, where every gateway has a network of its own; clients come in by doors that are never cut.
+    pub async fn start_in(countries: Countries, change: impl Fn(&str, String) -> String) -> Federation {
+        let mut federation = Federation::start();
+        let mut peers = BTreeMap::new();
+        for state in STATES {
+            let port = |address: &str| address.rsplit_once(':').expect("a port").1.to_owned();
+            peers.insert(state, countries.address(state, &port(&federation.peer_address(state))));
+            let door = Link::to(&countries.address(state, &port(federation.url(state))));
+            let url = format!("https://{}", door.address());
+            let about = federation.about["gateways"].as_array_mut().expect("gateways");
+            about.iter_mut().find(|it| it["state"] == state).expect("a founding state")["url"] = url.into();
+            federation.doors.push(door);
+        }
+        federation.countries = Some(countries);
+        federation
+            .reconfigure(|state, text| {
+                let text = change(state, text).replace("_listen = \"127.0.0.1:", "_listen = \"0.0.0.0:");
+                dialling(text, state, |to| peers[to].clone())
+            })
+            .await;
+        federation
+    }
+
+    async fn reconfigure(&mut self, change: impl Fn(&str, String) -> String) {
+        for state in STATES {
+            self.kill(state);
+            let path = self.gateway_folder(state).join("gateway.toml");
+            let text = std::fs::read_to_string(&path).expect("a configuration");
+            std::fs::write(&path, change(state, text)).expect("a written configuration");
+        }
+        for state in STATES {
+            self.launch(state);
+        }
+        for state in STATES {
+            self.answers(state).await;
+        }
+        let mut client = self.client("FR", "agency");
+        eventually("every state lends again", async || {
+            let shown = client.read("/v1/capacity").await.ok()?;
+            let fresh =
+                shown["pools"].as_array()?.iter().all(|it| it["age_ms"].as_u64().is_some_and(|age| age < 3_000));
+            fresh.then_some(())
+        })
+        .await;
+    }
+
+    /// The link by which `from` dials `to`.
+    pub fn link(&self, from: &str, to: &str) -> &Link {
+        &self.links[&(from.to_owned(), to.to_owned())]
+    }
+
+    /// All links.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.values()
+    }
+
+    /// The networks of the gateways.
+    pub fn countries(&self) -> &Countries {
+        self.countries.as_ref().expect("a federation that was started in countries")
+    }
+
+    /// Where the genesis says that a gateway listens for its peers.
+    fn peer_address(&self, state: &str) -> String {
+        let bytes = std::fs::read(self.folder().join("genesis.json")).expect("a genesis");
+        let genesis: federation::Genesis =
+            serde_json::from_slice(&bytes).expect("a genesis that every state has signed");
+        let record = genesis.gateways().find(|it| it.id.state.as_str() == state).expect("a founding gateway");
+        record.peer_address.clone()
+    }
+
+    /// Who leads, as this state's gateway knows.
+    pub async fn leader(&self, as_known_in: &str) -> Option<String> {
+        let mut client = self.client_with(as_known_in, None);
+        let health = client.read("/v1/health").await.ok()?;
+        STATES.into_iter().zip(1..).find(|(_, node)| health["leader"] == *node).map(|(state, _)| state.to_owned())
     }
 
     /// The process of `up`.
@@ -122,6 +262,14 @@ impl Federation {
         self.wait_gone(state);
     }
 
+    /// Stops a gateway in order, as an update does, and says how long that took.
+    pub fn stop(&mut self, state: &str) -> Duration {
+        let begun = Instant::now();
+        signal(self.pid(state), Signal::SIGTERM);
+        self.wait_gone(state);
+        begun.elapsed()
+    }
+
     /// Sends a signal to a gateway.
     pub fn signal(&self, state: &str, what: Signal) {
         signal(self.pid(state), what);
@@ -129,14 +277,45 @@ impl Federation {
 
     /// Starts a killed gateway again from its own configuration, as whom its folder belongs to, and waits until it answers.
     pub async fn restart(&mut self, state: &str) {
+        self.restart_with(state, &[]).await;
+    }
+
+    /// The same with these variables in its environment.
+    pub async fn restart_with(&mut self, state: &str, variables: &[(&str, &str)]) {
+        self.launch_with(state, variables);
+        self.answers(state).await;
+    }
+
+    /// Starts a killed gateway again and does not wait for it.
+    pub fn launch(&mut self, state: &str) {
+        self.launch_with(state, &[]);
+    }
+
+    /// The same with these variables in its environment.
+    pub fn launch_with(&mut self, state: &str, variables: &[(&str, &str)]) {
+        let command = match &self.countries {
+            None => Command::new(program()),
+            Some(countries) => countries.command(state, &program()),
+        };
+        self.launch_as(state, command, variables);
+    }
+
+    /// Starts a killed gateway again where no more files may be open, and does not wait for it.
+    pub fn launch_with_files(&mut self, state: &str, files: u64) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={files}:{files}")).arg(program());
+        self.launch_as(state, command, &[]);
+    }
+
+    fn launch_as(&mut self, state: &str, mut command: Command, variables: &[(&str, &str)]) {
         let folder = self.gateway_folder(state);
-        let log =
-            std::fs::OpenOptions::new().append(true).create(true).open(folder.join("gateway.log")).expect("a log");
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(self.log(state)).expect("a log");
         let owner = std::fs::metadata(&folder).expect("a folder");
-        let child = Command::new(program())
+        let child = command
             .arg("gateway")
             .arg("--config")
             .arg(folder.join("gateway.toml"))
+            .envs(variables.iter().copied())
             .uid(owner.uid())
             .gid(owner.gid())
             .stdin(Stdio::null())
@@ -146,8 +325,14 @@ impl Federation {
             .expect("the gateway starts");
         self.about["processes"][state] = child.id().into();
         self.restarted.push(child);
+    }
+
+    /// Waits until a gateway that was launched knows a leader.
+    pub async fn answers(&mut self, state: &str) {
+        let folder = self.gateway_folder(state);
         let mut client = self.client(state, &format!("operator.{state}"));
-        let child = self.restarted.last_mut().expect("it was pushed");
+        let pid = self.pid(state);
+        let child = self.restarted.iter_mut().find(|it| it.id() as i32 == pid).expect("it was launched");
         eventually("the restarted gateway answers", async || {
             if let Some(status) = child.try_wait().expect("a child to look at") {
                 let log = std::fs::read_to_string(folder.join("gateway.log")).unwrap_or_default();
@@ -158,6 +343,22 @@ impl Federation {
             (health["status"] == "ok").then_some(())
         })
         .await;
+    }
+
+    /// Waits until the gateway that was launched last has ended by itself.
+    pub async fn ends(&mut self) -> ExitStatus {
+        let child = self.restarted.last_mut().expect("a launched gateway");
+        eventually("the gateway ends by itself", async || child.try_wait().expect("a child to look at")).await
+    }
+
+    /// What a restarted gateway has said since it was first restarted.
+    pub fn log(&self, state: &str) -> PathBuf {
+        self.gateway_folder(state).join("gateway.log")
+    }
+
+    /// The process of a gateway.
+    pub fn process(&self, state: &str) -> u32 {
+        self.pid(state).unsigned_abs()
     }
 
     /// The folder of one gateway.
@@ -201,6 +402,20 @@ impl Drop for Federation {
         signal(self.up.id() as i32, Signal::SIGTERM);
         let _status = self.up.wait();
     }
+}
+
+/// A configuration whose tasks see this machine's folders, also where bubblewrap would close them in: tests look at the
+/// marks that they leave there.
+pub fn unconfined(_state: &str, text: String) -> String {
+    assert!(text.contains("isolation = \"auto\""), "{text}");
+    text.replace("isolation = \"auto\"", "isolation = \"process\"")
+}
+
+/// A configuration whose gateway dials the others where `address` says.
+fn dialling(text: String, state: &str, address: impl Fn(&str) -> String) -> String {
+    let others = STATES.into_iter().filter(|to| *to != state);
+    let lines: Vec<_> = others.map(|to| format!("\"{to}/{}-1\" = {:?}\n", to.to_lowercase(), address(to))).collect();
+    format!("{text}\n[peer_addresses]\n{}", lines.concat())
 }
 
 fn signal(pid: i32, what: Signal) {

@@ -5,12 +5,17 @@ mod federation {
     mod changes;
     mod clients;
     mod crashes;
+    mod environment;
     mod house;
+    mod kills;
     mod laptop;
     mod local_driver;
+    mod pauses;
     mod peers;
     mod privacy;
     mod reads;
+    mod rolling;
+    mod silence;
     mod slurm;
     mod stories;
     mod tes;
