@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 pub mod countries;
+pub mod history;
 pub mod links;
 pub mod persistent;
 pub mod slurm;

@@ -9,7 +9,10 @@ mod federation {
     mod house;
     mod kills;
     mod laptop;
+    mod linearizability;
+    mod links;
     mod local_driver;
+    mod partitions;
     mod pauses;
     mod peers;
     mod privacy;
