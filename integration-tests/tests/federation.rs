@@ -5,13 +5,18 @@ mod federation {
     mod changes;
     mod clients;
     mod crashes;
+    mod descriptors;
     mod environment;
+    mod floods;
     mod house;
+    mod idle;
     mod kills;
     mod laptop;
     mod linearizability;
     mod links;
     mod local_driver;
+    mod nginx;
+    mod overload;
     mod partitions;
     mod pauses;
     mod peers;
@@ -19,8 +24,10 @@ mod federation {
     mod reads;
     mod rolling;
     mod silence;
+    mod slow;
     mod slurm;
     mod stories;
+    mod strangers;
     mod tes;
     mod tokens;
 }

@@ -16,7 +16,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-type Peer = SendRequest<Full<Bytes>>;
+pub(super) type Peer = SendRequest<Full<Bytes>>;
 
 fn id(state: &str) -> GatewayId {
     GatewayId::parse(&format!("{state}/{}-1", state.to_lowercase())).expect("an id")
@@ -27,7 +27,7 @@ fn genesis(federation: &Federation) -> Genesis {
     serde_json::from_slice(&bytes).expect("a genesis that every state has signed")
 }
 
-fn address(federation: &Federation, state: &str) -> String {
+pub(super) fn address(federation: &Federation, state: &str) -> String {
     let genesis = genesis(federation);
     let record = genesis.gateways().find(|it| it.id == id(state)).expect("a founding gateway");
     record.peer_address.clone()
@@ -38,19 +38,23 @@ fn node(federation: &Federation, state: &str) -> u64 {
     genesis.gateways().find(|it| it.id == id(state)).expect("a founding gateway").node_id
 }
 
-fn own_leaf(federation: &Federation, state: &str) -> SharedLeaf {
+pub(super) fn own_leaf(federation: &Federation, state: &str) -> SharedLeaf {
     let read = |name: &str| std::fs::read_to_string(federation.gateway_folder(state).join(name)).expect("a file");
     SharedLeaf::new(LeafIdentity::from_pem(&read("peer.pem"), &read("peer.key")).expect("a leaf"))
 }
 
 /// The client side that `leaf` shows, dialling `to`.
-fn client_config(federation: &Federation, leaf: SharedLeaf, to: &str) -> Arc<ClientConfig> {
+pub(super) fn client_config(federation: &Federation, leaf: SharedLeaf, to: &str) -> Arc<ClientConfig> {
     let trust = SharedTrust::new(Arc::clone(genesis(federation).trust()));
     certs::peer_client_config(trust, leaf, id(to))
 }
 
 /// What became of a handshake: the kind, and an HTTP/2 connection over it.
-async fn dial(federation: &Federation, config: Arc<ClientConfig>, to: &str) -> Result<(HandshakeKind, Peer), String> {
+pub(super) async fn dial(
+    federation: &Federation,
+    config: Arc<ClientConfig>,
+    to: &str,
+) -> Result<(HandshakeKind, Peer), String> {
     let reason = |cause: &dyn std::fmt::Display| cause.to_string();
     let stream = TcpStream::connect(address(federation, to)).await.map_err(|it| reason(&it))?;
     let name = ServerName::try_from("gateway.invalid").expect("a name");
@@ -69,7 +73,12 @@ async fn as_gateway(federation: &Federation, of: &str, to: &str) -> Peer {
     dial(federation, config, to).await.expect("a connection").1
 }
 
-async fn call(peer: &mut Peer, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
+pub(super) async fn call(
+    peer: &mut Peer,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), String> {
     let request = Request::builder()
         .method(method)
         .uri(format!("https://peer.invalid{path}"))
