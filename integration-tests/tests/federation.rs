@@ -22,7 +22,9 @@ mod federation {
     mod peers;
     mod privacy;
     mod reads;
+    mod revocation;
     mod rolling;
+    mod rotation;
     mod silence;
     mod slow;
     mod slurm;
