@@ -7,6 +7,8 @@ mod acquaintance;
 mod assembly;
 mod consensus;
 mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod hindsight;
 mod log_store;

@@ -44,6 +44,8 @@ mod addresses;
 mod connections;
 mod frames;
 mod framing;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshakes;
 mod head;
 mod limits;

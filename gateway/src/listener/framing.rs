@@ -18,8 +18,9 @@ pub struct Framing {
     line_is_cut: bool,
 }
 
+/// What the next byte belongs to.
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+pub enum State {
     /// In a head.
     Head(Head),
     /// In a body of known length, with so many bytes to come.
@@ -28,9 +29,11 @@ enum State {
     Last,
 }
 
+/// What a head has said so far.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Head {
-    begun: bool,
+pub struct Head {
+    /// It has a line.
+    pub begun: bool,
     length: Option<u64>,
     encoded: bool,
 }
@@ -64,6 +67,11 @@ impl Framing {
             }
         }
         Ok(())
+    }
+
+    /// What the next byte belongs to.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// Takes bytes up to the end of a line, or all of them.
