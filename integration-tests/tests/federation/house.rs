@@ -68,3 +68,19 @@ fn the_pure_crates_read_no_clock_no_file_and_no_randomness() {
     check("federation/src", &["federation/src/raft"], &impure);
     check("certs/src", &["entropy.rs"], &impure);
 }
+
+/// Of every promise somebody can look up how it is shown.
+#[test]
+fn every_test_of_the_failure_charter_exists() {
+    let read = |path: &Path| std::fs::read_to_string(path).expect("a file");
+    let charter = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/failure-charter.md"));
+    let named: Vec<(&str, &str)> = charter.split('`').filter_map(|it| it.split_once("::")).collect();
+    assert!(named.len() > 40, "the charter names its tests");
+    let folders = ["certs", "federation", "gateway", "integration-tests", "fuzz/targets"];
+    let sources: Vec<PathBuf> = folders.into_iter().flat_map(sources).collect();
+    for (file, test) in named {
+        let of_that_name = sources.iter().filter(|path| path.file_stem().is_some_and(|stem| stem == file));
+        let has_it = |path: &PathBuf| read(path).contains(&format!("fn {test}("));
+        assert!(of_that_name.into_iter().any(has_it), "there is no {file}::{test}");
+    }
+}
