@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     /// Turns an event that does not come into a failure.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A driver that notes what it is told.
     struct Noted {

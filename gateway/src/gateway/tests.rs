@@ -12,7 +12,7 @@ use crate::reader::hanging::Hanging;
 use crate::samples::CONFIG;
 
 /// Turns an event that does not come into a failure.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// FR, its authority and the files of its gateway.
 struct State {

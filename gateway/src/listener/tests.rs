@@ -33,7 +33,7 @@ mod waits;
 
 use tls::{Ends, HOST};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// For limits that a test runs into.
 const SHORT: Duration = Duration::from_millis(200);
 

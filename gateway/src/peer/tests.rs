@@ -29,7 +29,7 @@ use super::*;
 use crate::listener::tests::tls::{Peering, id};
 use crate::listener::{Connections, Face, Limits, serve};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// FR/fr-1 listens, and FR/fr-2 calls it.
 struct Pair {

@@ -12,7 +12,7 @@ use policy::PackSource;
 use super::*;
 
 /// Turns an event that does not come into a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn id(number: u64) -> GatewayId {
     GatewayId::parse(&format!("FR/fr-{number}")).expect("an id")

@@ -22,7 +22,7 @@ use crate::raft::types::{AppendRequest, Payload};
 use crate::raft::wire::{self, WireAppend, WireAppended, WireEntry, WirePayload, log_id};
 use crate::raft::{NodeId, Rpc, Transport, TransportError};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Answers the first call at once, and call `n` when call `n + ahead` has come, or the last one.
 struct Backwards {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::founding::{gateway, genesis, node};
+use super::wires::SOON;
 use crate::raft::guard::Refused;
 use crate::raft::wire::{self, WireAppend, WireAppended, WireEntry, WireLogId, WireMembership, WirePayload, WireVote};
 use crate::raft::{Consensus, NodeId, RaftConfig, Rpc, Timers, Transport, TransportError};
@@ -81,7 +82,7 @@ pub async fn follow_de(member: &Consensus, last: u64) {
     let message =
         WireAppend { vote: leading("DE", 1), previous: None, entries, committed: Some(id(1, last)), follows: false };
     assert_eq!(append(member, message).await, Ok(WireAppended::Success));
-    member.wait_for(crate::time::Revision(last), Duration::from_secs(10)).await.unwrap();
+    member.wait_for(crate::time::Revision(last), SOON).await.unwrap();
     // Raft says who leads a moment after it has applied his entries.
     while member.leader() != Some(node("DE")) {
         tokio::task::yield_now().await;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::at;
 use super::founding::{gateway, genesis, node};
 use super::script::{self, Script, everybody, follow_de, id, leading};
+use super::wires::SOON;
 use crate::raft::assembly::{Assembly, IDLE_MAX, Progress};
 use crate::raft::guard::{Guard, Refused};
 use crate::raft::network::Network;
@@ -125,7 +126,7 @@ async fn a_snapshot_comes_from_the_leader_that_is_followed() {
 
     assert_eq!(send(&member, "DE", &piece(de, 9, 0, 10)).await, Ok(WireInstalled::More));
     assert_eq!(send(&member, "DE", &piece(de, 9, 10, all)).await, Ok(WireInstalled::Done(de)));
-    member.wait_for(Revision(9), Duration::from_secs(10)).await.unwrap();
+    member.wait_for(Revision(9), SOON).await.unwrap();
 }
 
 /// Threat 3. The first would pass for committed entries of a later term, and stock Raft aborts at that.

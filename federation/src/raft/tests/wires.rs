@@ -14,7 +14,7 @@ use crate::raft::consensus::Sizes;
 use crate::raft::weight::LOG_BYTES_MAX;
 use crate::raft::{Consensus, NodeId, RaftConfig, Rpc, StartError, Timers, Transport, TransportError};
 
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Delivers at once, except to and from those that are cut off.
 pub struct Wires {
