@@ -23,14 +23,16 @@ pub mod history;
 pub mod links;
 pub mod persistent;
 pub mod slurm;
+pub mod turns;
 
 use countries::Countries;
 use links::Link;
+use turns::Shared;
 
 /// Where tasks live.
 pub const TASKS: &str = "/ga4gh/tes/v1/tasks";
 /// Every wait for an event ends after this: far above any wait seen, so that only a fault reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Three gateways in a folder of their own.
 pub struct Federation {
@@ -43,6 +45,8 @@ pub struct Federation {
     /// The clients' ways into the countries.
     doors: Vec<Link>,
     countries: Option<Countries>,
+    /// Given back when all of it is gone.
+    _turn: Shared,
 }
 
 /// The states of every federation here.
@@ -82,6 +86,7 @@ fn first_port() -> u16 {
 impl Federation {
     /// Starts a federation and returns when it is ready.
     pub fn start() -> Federation {
+        let turn = turns::shared();
         loop {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let mut up = Command::new(program())
@@ -108,6 +113,7 @@ impl Federation {
                 links: BTreeMap::new(),
                 doors: vec![],
                 countries: None,
+                _turn: turn,
             };
         }
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use nix::unistd::{Group, User, geteuid};
 use tempfile::TempDir;
 
+use crate::turns::{self, Shared};
 use crate::{Federation, skip_without};
 
 /// Whose jobs run: Finland's, and France's own. Nobody else is anyone there.
@@ -23,6 +24,8 @@ pub struct Cluster {
     folder: TempDir,
     name: String,
     port: u16,
+    /// Given back when it has ended.
+    _turn: Shared,
 }
 
 /// GPUs that a cluster lends.
@@ -62,10 +65,11 @@ pub async fn lend(federation: &mut Federation, state: &str, factories: &[String]
 impl Cluster {
     /// Starts a cluster of these nodes; `options` are variables that `cluster.sh` reads.
     pub fn start(nodes: &[&str], options: &[(&str, &str)]) -> Cluster {
+        let turn = turns::shared();
         let folder = tempfile::tempdir().expect("a temporary folder");
         open_up(folder.path(), 0o711);
         let port = first_port();
-        let cluster = Cluster { folder, name: format!("c{port}"), port };
+        let cluster = Cluster { folder, name: format!("c{port}"), port, _turn: turn };
         let mut up = cluster.script("up");
         up.args(nodes).env("NAME", &cluster.name).env("PORT", port.to_string());
         up.env("ACCOUNTS", format!("{FINNISH} {FRENCH} {GATEWAY}")).env("UNTIL", std::process::id().to_string());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gateway::cli::client::Client;
 use integration_tests::persistent::Persistent;
-use integration_tests::{Federation, PATIENCE, STATES, ended, eventually, submit, task};
+use integration_tests::{Federation, PATIENCE, STATES, ended, eventually, submit, task, turns};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -125,6 +125,7 @@ async fn leader_and_other(federation: &Federation) -> (String, &'static str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_take_no_descriptor_that_a_gateway_needs() {
+    let _alone = turns::alone();
     gateway::listener::raise_open_files().expect("room for so many sockets here");
     let mut federation = Federation::start();
     for state in STATES {
@@ -180,6 +181,7 @@ fn limit_files(process: u32, files: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_without_a_descriptor_waits_and_goes_on() {
+    let _alone = turns::alone();
     let mut federation = Federation::start();
     // What a gateway says is written to a file where it was started here.
     for state in STATES {

@@ -11,7 +11,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use integration_tests::{Federation, PATIENCE, skip_without};
+use integration_tests::{Federation, PATIENCE, skip_without, turns};
 use rustls::ClientConfig;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -41,6 +41,7 @@ const KIB_PER_IDLE_PEER_MAX: u64 = 37;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_idle_peers_cost_little_memory() {
+    let _alone = turns::alone();
     gateway::listener::raise_open_files().expect("room for so many sockets here");
     let federation = Federation::start();
     let to = peers::address(&federation, "FR").parse().expect("an address");
@@ -90,6 +91,7 @@ async fn stranger(config: Arc<ClientConfig>, number: usize, to: SocketAddr) -> O
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_idle_strangers_keep_nobody_out() {
+    let _alone = turns::alone();
     let files = gateway::listener::raise_open_files().expect("room for so many sockets here");
     if skip_without("15000 open files", files >= 15_000) {
         return;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use integration_tests::persistent::{Choices, Persistent, assert_not_now};
-use integration_tests::{Federation, STATES, TASKS, eventually, gpu_task, unconfined};
+use integration_tests::{Federation, STATES, TASKS, eventually, gpu_task, turns, unconfined};
 use serde_json::{Value, json};
 use tokio::time::interval;
 
@@ -32,6 +32,7 @@ pub(super) fn witness(folder: &std::path::Path, key: &str, model: &str) -> Value
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_kills_under_load_lose_no_task_and_run_none_twice() {
+    let _alone = turns::alone();
     let mut choices = Choices::seeded("who is killed");
     let mut federation = Federation::start_with(unconfined).await;
     let marks = tempfile::tempdir().expect("a folder");

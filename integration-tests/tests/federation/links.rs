@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use http::Method;
 use integration_tests::links::Weather;
 use integration_tests::persistent::{Persistent, assert_not_now};
-use integration_tests::{Federation, STATES, TASKS, ended, eventually, gpu_task, reaches};
+use integration_tests::{Federation, STATES, TASKS, ended, eventually, gpu_task, reaches, turns};
 use serde_json::{Value, json};
 
 /// Interval and timeout of the peers' keep-alive are 2 s + 4 s; a relay gives up after 9 s by itself.
@@ -98,6 +98,7 @@ async fn connections_that_break_off_make_no_task_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_swallows_everything_is_noticed_and_holds_up_nobody_else() {
+    let _alone = turns::alone();
     let federation = Federation::start_linked(unchanged).await;
     // Whoever leads is not the one that falls silent for the entry, or the entry could not commit.
     let leader = eventually("a leader", async || federation.leader("FR").await).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::Method;
 use integration_tests::persistent::{Persistent, assert_not_now, revision_of};
-use integration_tests::{Federation, STATES, TASKS, ended, eventually, gpu_task};
+use integration_tests::{Federation, STATES, TASKS, ended, eventually, gpu_task, turns};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -30,6 +30,7 @@ impl OneHistory {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_stood_still_reads_nothing_stale_and_does_nothing_alone() {
+    let _alone = turns::alone();
     let federation = Federation::start();
     let mut history = OneHistory::default();
     for seconds in [1, 3, 10] {

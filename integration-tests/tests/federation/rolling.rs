@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use integration_tests::persistent::Persistent;
-use integration_tests::{Federation, STATES, ended, eventually, gpu_task, reaches, submit, task, unconfined};
+use integration_tests::{Federation, STATES, ended, eventually, gpu_task, reaches, submit, task, turns, unconfined};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -170,6 +170,7 @@ async fn gap(federation: &mut Federation, round: &str, what: impl FnOnce(&mut Fe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_stopped_hands_over_and_is_missed_for_less_than_one_that_is_killed() {
+    let _alone = turns::alone();
     let mut federation = Federation::start_with(unconfined).await;
     let (mut stopped, mut killed) = (vec![], vec![]);
     for round in 0..3 {
@@ -221,6 +222,7 @@ async fn is_gone(federation: &Federation, state: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_is_prompt_while_all_others_stand_still() {
+    let _alone = turns::alone();
     for leads in [true, false] {
         let federation = Federation::start();
         let leader = eventually("a leader", async || federation.leader("FR").await).await;

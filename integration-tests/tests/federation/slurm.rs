@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use gateway::cli::client::Client;
 use http::Method;
 use integration_tests::slurm::{Cluster, FINNISH, FRENCH, Pool, lend, skip};
-use integration_tests::{Federation, PATIENCE, TASKS, ended, eventually, gpu_task, post_raw, reaches, submit};
+use integration_tests::{Federation, PATIENCE, TASKS, ended, eventually, gpu_task, post_raw, reaches, submit, turns};
 use serde_json::{Value, json};
 
 const H100: Pool = Pool { name: "h100-80", model: "H100-80", gres: "gpu:h100", nodes: 2, gpus_per_node: 4 };
@@ -133,6 +133,7 @@ async fn what_france_cannot_lend_is_seen_in_germany_within_three_seconds() {
     if skip() {
         return;
     }
+    let _alone = turns::alone();
     let (cluster, federation) = with_slurm(&[]).await;
     let mut germany = federation.client("DE", "agency");
     let mut slowest = Duration::ZERO;
@@ -330,7 +331,7 @@ async fn two_hundred_tasks_run_once_each_however_often_frances_gateway_is_killed
 async fn until_ended(client: &mut Client, id: &str) -> Result<Value, Value> {
     let since = Instant::now();
     let mut seen = Value::Null;
-    while since.elapsed() < 2 * PATIENCE {
+    while since.elapsed() < PATIENCE {
         if let Ok(task) = client.read(&format!("{TASKS}/{id}?view=FULL")).await {
             seen = task;
         }
