@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use certs::{LeafIdentity, SharedLeaf};
 use integration_tests::persistent::Persistent;
-use integration_tests::{Federation, PATIENCE, STATES, eventually, figure, task};
+use integration_tests::{Federation, PATIENCE, STATES, eventually, figure, task, turns};
+use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, split};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -26,23 +28,75 @@ const STORMERS: u8 = 16;
 const LANES: usize = 3;
 /// Handshakes that each lane leaves unfinished: more than a face has of them.
 const UNFINISHED: usize = 32;
-/// Fewer would be no storm: in the dev profile beside other tests, and of a release build that has the machine to itself.
-const HANDSHAKES_PER_S_MIN: [f64; 2] = [250.0, 1_500.0];
+/// Fewer would be no storm, where a machine can do so many.
+const HANDSHAKES_PER_S: f64 = 2_000.0;
+/// What can be done of them where gateways, other connections and the storm itself share the machine: of as many as it could do
+/// alone, in the dev profile and of a release build.
+const SHARE_MIN: [f64; 2] = [0.08, 0.12];
+/// How long that is measured.
+const ALONE: Duration = Duration::from_secs(1);
 const COMMITS_MIN: usize = 5;
 /// For a newcomer in the storm: its handshake waits behind those that came before it.
 const IN_THE_STORM_MAX: Duration = Duration::from_secs(5);
 /// What a face's unfinished handshakes and their buffers take.
 const STORM_KIB_MAX: u64 = 96 * 1_024;
 
+/// Whatever else this machine does makes a storm slower and never faster: the first of so many that is one counts.
+const STORMS: usize = 3;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_handshakes_moves_no_leader_and_stops_no_commit() {
+    let _alone = turns::alone();
     gateway::listener::raise_open_files().expect("room for so many sockets here");
     let federation = Federation::start();
     let leader = eventually("a leader", async || federation.leader("FR").await).await;
+    let [dev, of_release] = SHARE_MIN;
+    let mut missed = vec![];
+    for number in 0..STORMS {
+        let per_s_alone = answered_alone(&federation, &leader);
+        let per_s = storm(&federation, &leader, number).await;
+        eprintln!("{:.3} of the {per_s_alone:.0} that this machine could do alone", per_s / per_s_alone);
+        if per_s >= HANDSHAKES_PER_S.min(figure(dev, of_release) * per_s_alone) {
+            return;
+        }
+        missed.push((per_s, per_s_alone));
+    }
+    panic!("so many handshakes a second are no storm, of those that this machine could do: {missed:?}");
+}
+
+/// First flights that this machine answers a second, on all its cores and with nothing around them.
+fn answered_alone(federation: &Federation, state: &str) -> f64 {
+    let read = |name: &str| std::fs::read_to_string(federation.gateway_folder(state).join(name)).expect("a file");
+    let leaf = LeafIdentity::from_pem(&read("public.pem"), &read("public.key")).expect("a leaf");
+    let (config, hello) = (certs::public_server_config(SharedLeaf::new(leaf)), client_hello(federation, state));
+    let begun = Instant::now();
+    let answer = || {
+        let mut answered = 0;
+        while begun.elapsed() < ALONE {
+            let mut server = ServerConnection::new(Arc::clone(&config)).expect("a server");
+            server.read_tls(&mut &hello[..]).expect("it is memory");
+            server.process_new_packets().expect("a hello");
+            while server.wants_write() {
+                server.write_tls(&mut std::io::sink()).expect("it is nowhere");
+            }
+            answered += 1;
+        }
+        answered
+    };
+    let answered: u32 = std::thread::scope(|threads| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let all: Vec<_> = (0..cores).map(|_| threads.spawn(answer)).collect();
+        all.into_iter().map(|it| it.join().expect("no panic")).sum()
+    });
+    f64::from(answered) / begun.elapsed().as_secs_f64()
+}
+
+/// One storm at the leader, which nobody else notices: handshakes a second.
+async fn storm(federation: &Federation, leader: &str, number: usize) -> f64 {
     let other = *STATES.iter().find(|state| **state != leader).expect("three states");
     let (over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (address, hello) = (public(&federation, &leader), Arc::new(client_hello(&federation, &leader)));
-    let process = federation.process(&leader);
+    let (address, hello) = (public(federation, leader), Arc::new(client_hello(federation, leader)));
+    let process = federation.process(leader);
     let before = resident_kib(process);
     let mut stormers = JoinSet::new();
     for lane in 0..LANES * usize::from(STORMERS) {
@@ -63,11 +117,11 @@ async fn a_storm_of_handshakes_moves_no_leader_and_stops_no_commit() {
     }
     let begun = Instant::now();
     let submitting = async {
-        let mut researcher = Persistent::at(&federation, &[other], &format!("researcher.{other}"));
+        let mut researcher = Persistent::at(federation, &[other], &format!("researcher.{other}"));
         let (mut commits, mut slowest) = (0, Duration::ZERO);
         while begun.elapsed() < STORM || commits < COMMITS_MIN {
             let asked = Instant::now();
-            researcher.submit(&format!("storm-{commits}"), &task(&["true"])).await;
+            researcher.submit(&format!("storm-{number}-{commits}"), &task(&["true"])).await;
             slowest = slowest.max(asked.elapsed());
             commits += 1;
         }
@@ -84,7 +138,7 @@ async fn a_storm_of_handshakes_moves_no_leader_and_stops_no_commit() {
         }
         led
     };
-    let coming = newcomers(&federation, &leader, || over.load(Ordering::Relaxed));
+    let coming = newcomers(federation, leader, || over.load(Ordering::Relaxed));
     let ((commits, slowest), led, (_, newcomer)) = tokio::join!(submitting, watching, coming);
     let took = begun.elapsed();
     let after = resident_kib(process);
@@ -97,12 +151,11 @@ async fn a_storm_of_handshakes_moves_no_leader_and_stops_no_commit() {
          in {newcomer:?}; {before} KiB before, {after} KiB after",
         led.len()
     );
-    let [dev, of_release] = HANDSHAKES_PER_S_MIN;
-    assert!(per_s >= figure(dev, of_release), "{per_s:.0} handshakes a second are no storm");
     assert!(led.iter().all(|it| *it == led[0] && it.is_u64()), "{led:?}");
     assert!(newcomer < IN_THE_STORM_MAX, "{newcomer:?} for a newcomer");
     assert!(after < before + STORM_KIB_MAX, "{before} KiB before, {after} KiB after");
-    assert_eq!(federation.leader(other).await, Some(leader), "the same leads");
+    assert_eq!(federation.leader(other).await.as_deref(), Some(leader), "the same leads");
+    per_s
 }
 
 const DATA: u8 = 0;
@@ -206,6 +259,7 @@ const FLOOD_KIB_MAX: u64 = 48 * 1_024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_frames_are_ended_and_hold_up_nobody() {
+    let _alone = turns::alone();
     let federation = Federation::start();
     let (address, client) = (public(&federation, "FR"), strange_client(&federation, "FR", "h2"));
     let process = federation.process("FR");

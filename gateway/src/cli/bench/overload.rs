@@ -20,8 +20,6 @@ use crate::cli::client::Client;
 use crate::cli::up::{Place, progress};
 use crate::laptop::Laptop;
 
-/// Connections of the crowd to each gateway: 16 x 100 requests are more than a face answers at once.
-const CONNECTIONS: usize = 16;
 /// When all has to be as before.
 const CALM_AFTER: Duration = Duration::from_secs(2);
 /// Between two looks at health and memory.
@@ -36,6 +34,9 @@ pub struct OverloadBench {
     /// Callers of each state in the crowd
     #[arg(long, default_value_t = 40)]
     callers: usize,
+    /// Connections of the crowd to each gateway, which carry 100 requests each at once; a face answers 1,024
+    #[arg(long, default_value_t = 32)]
+    connections: usize,
     /// Submissions a second of one modest caller; there is one in each state
     #[arg(long, default_value_t = 1.0)]
     modest_rate: f64,
@@ -52,7 +53,7 @@ pub struct OverloadBench {
 /// The phases, one after the other.
 pub(super) async fn measure(laptop: &Laptop, it: &OverloadBench) -> anyhow::Result<Value> {
     fill_the_pool(laptop).await?;
-    let crowd = Crowd::gather(laptop, "crowd", it.callers, CONNECTIONS).await?;
+    let crowd = Crowd::gather(laptop, "crowd", it.callers, it.connections).await?;
     let modest = Crowd::gather(laptop, "modest", 1, 1).await?;
     let bound = Duration::from_millis(it.bound_ms);
     // What is used for the first time is slower.
