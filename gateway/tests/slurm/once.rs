@@ -169,3 +169,28 @@ fn a_second_job_of_an_attempt_runs_nothing() {
         assert!(matches!(bench.driver().poll(&job, 1), AttemptStatus::Done { .. }));
     });
 }
+
+/// As a try that Slurm carries out late, after it was made again, leaves one behind.
+#[test]
+fn a_second_job_of_an_attempt_that_waits_is_ended() {
+    on(USUAL, async |bench| {
+        bench.lends(pool(), "4x2").await;
+        let theirs = bench.cluster.local_job("ent-bob", &["--nodes=2", "--gres=gpu:h100:4"]);
+        bench.lends(pool(), "").await;
+        let job = bench.submit(sh("echo ran")).await;
+        bench.is_at_slurm(job).await;
+        let own = bench.cluster.jobs_named(&name(job));
+        let named = name(job);
+        let words = ["sbatch", "--parsable", "--partition=federated", "--gres=gpu:h100:1", "--output=/dev/null"];
+        let second = bench.cluster.as_user("ent-alice", &[&words[..], &["--job-name", &named, "--wrap=true"]].concat());
+        let ended = format!("{named} {second} CANCELLED ent-alice");
+        bench.until("the second is ended", |it| it.cluster.jobs_named(&named).contains(&ended)).await;
+        assert!(
+            own[0].ends_with(" PENDING ent-alice") && bench.cluster.jobs_named(&named).contains(&own[0]),
+            "{own:?}"
+        );
+        bench.cluster.admin(&["scancel", &theirs]);
+        let (end, record) = bench.done(job).await;
+        assert_eq!((end, record.executors[0].stdout.as_str()), (End::Complete, "ran\n"), "{record:?}");
+    });
+}
