@@ -56,13 +56,12 @@ pub(super) fn descendants() -> BTreeSet<i32> {
     below(&table(), BTreeSet::from([getpid().as_raw()]))
 }
 
-/// Asks everything below this process to end, except `spared`.
-pub(super) fn terminate_descendants(spared: Option<i32>) {
-    for pid in descendants() {
-        if Some(pid) != spared {
-            signal(pid, Signal::SIGTERM);
-        }
-    }
+/// Asks everything below this process to end, except `spared`; how many were asked.
+pub(super) fn terminate_descendants(spared: Option<i32>) -> usize {
+    let mut asked = descendants();
+    asked.retain(|pid| Some(*pid) != spared);
+    asked.iter().for_each(|pid| signal(*pid, Signal::SIGTERM));
+    asked.len()
 }
 
 /// Kills everything below this process and returns when it is gone. The caller has no child to wait for.

@@ -104,11 +104,8 @@ async fn wait(child: &mut Child, sandbox: Sandbox, stop: &mut Stop) -> io::Resul
             _ = reaping.tick() => reap_orphans(pid),
         }
     };
-    // Bubblewrap itself would end at once, and take everything with it before it could end by itself.
-    let spared = pid.filter(|_| sandbox == Sandbox::Bubblewrap);
     let deadline = Instant::now() + GRACE;
-    terminate_descendants(spared);
-    let in_time = timeout(GRACE, child.wait()).await;
+    let in_time = timeout(GRACE, ask_to_end(child, pid, sandbox)).await;
     if in_time.is_ok() && sandbox != Sandbox::Bubblewrap {
         // The command may have ended before those that it started.
         while Instant::now() < deadline && !descendants().is_empty() {
@@ -124,6 +121,22 @@ async fn wait(child: &mut Child, sandbox: Sandbox, stop: &mut Stop) -> io::Resul
         }
     };
     Ok((status, Some(stopped)))
+}
+
+/// Asks a step's processes to end, and waits for it. Each is asked once: what they start to end well is left alone.
+async fn ask_to_end(child: &mut Child, pid: Option<i32>, sandbox: Sandbox) -> io::Result<ExitStatus> {
+    if sandbox != Sandbox::Bubblewrap {
+        terminate_descendants(None);
+        return child.wait().await;
+    }
+    // Bubblewrap itself would end at once, and take everything with it before it could end by itself. Its own first process
+    // hears nothing: there is nobody to ask until that has started the command.
+    while terminate_descendants(pid) < 2 {
+        if let Ok(status) = timeout(GONE_POLL, child.wait()).await {
+            return status;
+        }
+    }
+    child.wait().await
 }
 
 fn exit_code(status: ExitStatus) -> i32 {

@@ -1,9 +1,14 @@
 //! How an attempt is ended, and that nothing of it is left.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
 use federation::End;
 use gateway::driver::{AttemptStatus, Driver, Isolation};
 
-use super::bench::{Bench, isolations, marked_sleep, processes_with, sh, until};
+use super::bench::{Bench, isolations, marked_sleep, processes_with, sh, skip_without, until};
 
 /// A script whose sleeper has left its parent, its group and its session.
 fn detaching(seconds: &str, then: &str) -> String {
@@ -50,6 +55,49 @@ async fn a_task_is_asked_to_end_before_it_is_killed() {
         assert_eq!(end, End::Canceled);
         assert_eq!(record.executors[0].stdout, "up\nsaved\n", "{isolation:?}");
     }
+}
+
+/// A supervisor on whose machine bubblewrap waits for a file before it does anything. It needs a mount of its own.
+fn with_late_bubblewrap(bench: &mut Bench) -> Result<PathBuf, String> {
+    let (late, found, go) = (bench.files().join("late"), bench.files().join("bwrap"), bench.files().join("go"));
+    std::fs::copy("/usr/bin/bwrap", &found).map_err(|cause| cause.to_string())?;
+    let script = format!("#!/bin/sh\nwhile ! [ -e {} ]; do :; done\nexec {} \"$@\"\n", go.display(), found.display());
+    std::fs::write(&late, script).expect("a script");
+    std::fs::set_permissions(&late, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+    let mount = format!("mount --bind {} /usr/bin/bwrap && exec \"$@\"", late.display());
+    let words = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
+    let tried = Command::new(words[0]).args(&words[1..]).arg("true").output().map_err(|cause| cause.to_string())?;
+    if !tried.status.success() {
+        return Err(String::from_utf8_lossy(&tried.stderr).trim().to_owned());
+    }
+    let supervisor = std::mem::take(&mut bench.settings.supervisor);
+    bench.settings.supervisor = words.map(Into::into).into_iter().chain(supervisor).collect();
+    Ok(go)
+}
+
+/// Who asks is there before the sandbox has started anything that could hear it.
+#[tokio::test]
+async fn a_task_whose_sandbox_is_still_being_made_is_asked_when_it_is_there() {
+    if !isolations().contains(&Isolation::Bubblewrap) {
+        return;
+    }
+    let mut bench = Bench::prepare(Isolation::Bubblewrap);
+    let go = match with_late_bubblewrap(&mut bench) {
+        Ok(go) => go,
+        Err(missing) => {
+            assert!(skip_without("mount", Some(missing)));
+            return;
+        }
+    };
+    bench.restart();
+    let job = bench.submit(sh("exec sleep 1000")).await;
+    bench.reaches(job, |it| matches!(it, AttemptStatus::Running { .. })).await;
+    bench.cancel(job).await;
+    // In this time it is asked. If it is asked later, it is there.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    std::fs::write(go, "").expect("a file");
+    let (end, record) = bench.done(job).await;
+    assert_eq!((end, record.executors[0].exit_code), (End::Canceled, 128 + 15), "{record:?}");
 }
 
 #[tokio::test]
