@@ -197,7 +197,8 @@ async fn serials_go_on_where_the_clock_and_the_replica_do_not() {
         let replica = tempfile::tempdir().expect("a temporary folder");
         let serials = Serials::open(folder.path(), clock).expect("serials");
         let alone = Alone::start(replica.path(), 1, serials).await;
-        let commits = (0..20).map(|number| alone.proposer.commit(cancel(number)));
+        let soon = Instant::now() + PATIENCE;
+        let commits = (0..20).map(|number| alone.proposer.commit_by(cancel(number), soon));
         for committed in join_all(commits).await {
             let (_, outcome) = committed.expect("committed");
             assert!(matches!(outcome, Outcome::Rejected(_)), "carried out, not taken for a repetition: {outcome:?}");

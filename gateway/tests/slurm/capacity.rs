@@ -1,5 +1,6 @@
 //! What is lent: GPUs that local users leave, on nodes and partitions that take jobs.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::bench::{Bench, Like, USUAL, on, pool, sh, slurm_pool};
@@ -30,18 +31,18 @@ fn what_local_users_hold_is_not_lent_and_what_we_hold_is() {
 fn a_drained_node_is_seen_within_three_seconds() {
     on(USUAL, async |bench| {
         bench.lends(pool(), "4x2").await;
-        let mut took = vec![];
+        let mut quickest = BTreeMap::new();
         for (state, lends) in [("drain", "4x1"), ("resume", "4x2"), ("down", "4x1"), ("resume", "4x2")].repeat(2) {
             let begun = Instant::now();
             set(bench, &format!("NodeName={}", bench.cluster.node(2)), state);
             let report = bench.lends(pool(), lends).await;
-            took.push(begun.elapsed());
+            let took: &mut Duration = quickest.entry(state).or_insert(Duration::MAX);
+            *took = begun.elapsed().min(*took);
             let expected = (lends == "4x1").then_some("1 of 2 nodes are down, drained or reserved");
             assert_eq!(report.problem.as_deref(), expected);
         }
-        took.sort_unstable();
-        // The middle one, because another cluster is busy on this machine, and may hold up any single one.
-        assert!(took[took.len() / 2] < Duration::from_secs(3), "{took:?}");
+        // Of each kind one of several, because another cluster is busy on this machine, and may hold up any single one.
+        assert!(quickest.values().all(|took| *took < Duration::from_secs(3)), "{quickest:?}");
     });
 }
 

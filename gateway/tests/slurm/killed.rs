@@ -41,7 +41,7 @@ fn two_hundred_jobs_run_once_each_however_often_the_gateway_is_killed() {
             let calm = if kills < 40 { Duration::from_millis(60) } else { Duration::from_secs(30) };
             next = Instant::now() + calm + spread;
         }
-        assert!(begun.elapsed() < Duration::from_secs(500), "after {kills} kills they are still not done");
+        assert!(begun.elapsed() < Duration::from_secs(900), "after {kills} kills they are still not done");
         std::thread::sleep(Duration::from_millis(10));
     };
     let log = || std::fs::read_to_string(bench.folder.path().join("host.log")).unwrap_or_default();

@@ -156,13 +156,16 @@ fn a_second_job_of_an_attempt_runs_nothing() {
         bench.settings.pools[0].nodes = 1;
         bench.restart().await;
         let file = bench.files().join("lines");
-        let job = bench.submit(sh(&format!("echo ran >>{}; sleep 5", file.display()))).await;
+        let go = bench.files().join("go");
+        let script = format!("echo ran >>{}; while ! [ -e {} ]; do sleep 0.1; done", file.display(), go.display());
+        let job = bench.submit(sh(&script)).await;
         bench.runs(job).await;
         let folder = bench.spool("ent-alice", job);
         let line = format!("--wrap={} run-attempt {}", bench.settings.program.display(), folder.display());
         let words =
             ["sbatch", "--parsable", "--partition=federated", "--output=/dev/null", "--job-name", &name(job), &line];
         bench.cluster.as_user("ent-alice", &words);
+        std::fs::write(go, "").expect("a file");
         let (end, record) = bench.done(job).await;
         assert_eq!(end, End::Complete, "{record:?}");
         assert_eq!(std::fs::read_to_string(file).expect("a file"), "ran\n");

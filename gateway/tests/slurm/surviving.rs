@@ -56,9 +56,9 @@ fn a_job_that_has_aged_out_ends_as_its_supervisor_wrote() {
         let [fine, failed] = [bench.submit(sh("echo fine")).await, bench.submit(sh("exit 4")).await];
         let killed = bench.submit(sh("echo up; sleep 1000")).await;
         bench.says(killed, "up").await;
-        for job in [fine, failed] {
-            bench.is_at_slurm(job).await;
-        }
+        let have_ended =
+            |it: &Bench| [fine, failed].iter().all(|job| it.spool("ent-alice", *job).join("done.json").exists());
+        bench.until("the others have ended", have_ended).await;
         bench.stop();
         // Nothing is left of it that could write a record.
         let supervisor = std::fs::read_to_string(bench.spool("ent-alice", killed).join("started")).expect("a start");
