@@ -131,7 +131,7 @@ start() {
       background etcd etcd --data-dir "$F/etcd" --unsafe-no-fsync \
         --listen-client-urls "http://127.0.0.1:$((port + 1))" --advertise-client-urls "http://127.0.0.1:$((port + 1))" \
         --listen-peer-urls "http://127.0.0.1:$((port + 2))"
-      for _ in $(seq 100); do curl -s -m 1 "http://127.0.0.1:$((port + 1))/health" | grep -q true && return; sleep 0.1; done ;;
+      for _ in $(seq 600); do curl -s -m 1 "http://127.0.0.1:$((port + 1))/health" | grep -q true && return; sleep 0.1; done ;;
     apiserver)
       background apiserver "$BIN/kube-apiserver" --etcd-servers="http://127.0.0.1:$((port + 1))" \
         --bind-address=127.0.0.1 --secure-port="$port" --advertise-address=127.0.0.1 --cert-dir="$F/certs" \
@@ -139,7 +139,7 @@ start() {
         --service-account-key-file="$F/accounts.pub" --service-account-signing-key-file="$F/accounts.key" \
         --service-account-issuer=https://kubernetes.default.svc --disable-admission-plugins=ServiceAccount \
         --kubelet-preferred-address-types=InternalIP --endpoint-reconciler-type=none
-      for _ in $(seq 300); do answers "https://127.0.0.1:$port/readyz" | grep -q '^ok' && return; sleep 0.1; done ;;
+      for _ in $(seq 600); do answers "https://127.0.0.1:$port/readyz" | grep -q '^ok' && return; sleep 0.1; done ;;
     controllers)
       background controllers "$BIN/kube-controller-manager" --kubeconfig="$F/admin.kubeconfig" --bind-address=127.0.0.1 \
         --secure-port="$((port + 3))" --port=0 --service-account-private-key-file="$F/accounts.key" \

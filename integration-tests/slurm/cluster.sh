@@ -45,7 +45,7 @@ end() {
   local pid; pid=$(cat "$1" 2>/dev/null) || return 0
   [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ] || { rm -f "$1"; return 0; }
   kill "${3:--TERM}" "$pid" 2>/dev/null || true
-  for _ in $(seq 200); do runs "$pid" || break; sleep 0.02; done
+  for _ in $(seq 1000); do runs "$pid" || break; sleep 0.02; done
   ! runs "$pid" || kill -KILL "$pid" 2>/dev/null || true
   rm -f "$1"
 }
@@ -176,7 +176,7 @@ up() {
     setsid bash -c 'while [ -d "/proc/$1" ]; do sleep 1; done; exec bash "$2" down "$3"' - \
       "$UNTIL" "$(readlink -f "$0")" "$F" </dev/null >/dev/null 2>&1 &
   fi
-  for _ in $(seq 150); do
+  for _ in $(seq 600); do
     grep -h fatal "$F/log/slurmctld.log" >&2 && exit 1
     local idle; idle=$(SLURM_CONF=$F/etc/slurm.conf timeout 5 sinfo -h -p local -N -o %T 2>/dev/null | grep -c '^idle') || true
     [ "$idle" = $# ] && [ -S "$F/run/socket/rest.sock" ] && (: >"/dev/tcp/127.0.0.1/$((PORT + 90))") 2>/dev/null && return

@@ -27,6 +27,7 @@ pub mod turns;
 
 use countries::Countries;
 use links::Link;
+use persistent::assert_not_now;
 use turns::Shared;
 
 /// Where tasks live.
@@ -457,10 +458,19 @@ pub fn gpu_task(command: &[&str], gpus: u32, model: &str) -> Value {
     task
 }
 
-/// Submits a task that has to be accepted.
+/// Submits a task that has to be accepted, if not at once: who asks for patience, as during an election, is asked again.
 pub async fn submit(client: &mut Client, task: &Value) -> String {
-    let answer = client.post(TASKS, task).await.expect("an accepted task");
-    answer["id"].as_str().expect("an id").to_owned()
+    let key = format!("{:x}", u128::from_le_bytes(certs::entropy::bytes()));
+    eventually("the task is accepted", async || {
+        let answer = post_raw(client, task.to_string().into_bytes(), &[("idempotency-key", &key)]).await;
+        if answer.status != 200 {
+            assert_not_now(&answer);
+            return None;
+        }
+        let accepted = answer.json().expect("a task");
+        Some(accepted["id"].as_str().expect("an id").to_owned())
+    })
+    .await
 }
 
 /// Sends a body to the tasks' address and returns whatever comes back.

@@ -1,28 +1,32 @@
 //! Whose turn it is: a test that measures has this machine to itself, all others share it.
 //!
-//! A time or a rate is asked of a gateway, not of what other tests let the machine do meanwhile. The folder of the tests'
-//! programs is the lock, so that turns hold between processes too. Invariant: while a test is [`alone`], no federation and
-//! no cluster of another test is there.
+//! A time, a rate or a size is asked of a gateway, not of what other tests let the machine do meanwhile. The folder of the
+//! tests' programs is the lock, so that turns hold between processes too. Invariant: while a test is [`alone`], no
+//! federation and no cluster of another test is there.
 
 use std::cell::Cell;
 use std::fs::File;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
 
 thread_local! {
     /// Whether the test of this thread is alone; it starts its federations from here.
     static IS_ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// How often a measurement is tried on a machine that stands still again and again.
+const TRIES: usize = 3;
+/// A machine whose threads all rest for so long stood still: that is an election.
+const STOOD_STILL: Duration = Duration::from_millis(400);
+
 /// The machine is shared until this is dropped.
 pub struct Shared {
     _lock: Option<File>,
-}
-
-/// The machine is this test's until this is dropped.
-pub struct Alone {
-    _lock: File,
-    /// It ends on its own thread.
-    _here: PhantomData<*const ()>,
 }
 
 /// Waits until nobody is alone, unless this test is.
@@ -35,12 +39,37 @@ pub fn shared() -> Shared {
     Shared { _lock: lock }
 }
 
-/// Waits until nobody shares the machine. To be called before this test starts anything.
-pub fn alone() -> Alone {
-    let lock = open();
-    lock.lock().expect("a folder to lock");
-    IS_ALONE.set(true);
-    Alone { _lock: lock, _here: PhantomData }
+/// Waits until nobody shares the machine, and measures. To be called before this test starts anything, and on its own
+/// thread. Where the machine itself stood still meanwhile, a failure says nothing of a gateway: then it is measured again.
+pub async fn alone(measure: impl AsyncFn()) {
+    let _alone = Alone::begin();
+    for _ in 1..TRIES {
+        let pauses = Pauses::watch();
+        let Err(failure) = AssertUnwindSafe(measure()).catch_unwind().await else { return };
+        let longest = pauses.longest();
+        if longest < STOOD_STILL {
+            resume_unwind(failure);
+        }
+        eprintln!("this machine stood still for {longest:?}: once more");
+    }
+    measure().await;
+}
+
+/// The machine is this test's until this is dropped.
+struct Alone {
+    _lock: File,
+    /// It ends on its own thread.
+    _here: PhantomData<*const ()>,
+}
+
+impl Alone {
+    fn begin() -> Alone {
+        assert!(!IS_ALONE.get(), "this test is alone already");
+        let lock = open();
+        lock.lock().expect("a folder to lock");
+        IS_ALONE.set(true);
+        Alone { _lock: lock, _here: PhantomData }
+    }
 }
 
 impl Drop for Alone {
@@ -52,4 +81,30 @@ impl Drop for Alone {
 fn open() -> File {
     let program = std::env::current_exe().expect("a test knows its own file");
     File::open(program.parent().expect("a folder")).expect("the folder of this program")
+}
+
+/// A thread that does nothing but rest, and sees how much longer that takes than it should.
+struct Pauses(Arc<AtomicU64>);
+
+impl Pauses {
+    fn watch() -> Pauses {
+        let longest = Arc::new(AtomicU64::new(0));
+        let seen = Arc::downgrade(&longest);
+        std::thread::spawn(move || {
+            let rest = Duration::from_millis(20);
+            let mut since = Instant::now();
+            while let Some(longest) = seen.upgrade() {
+                let late = since.elapsed().saturating_sub(rest).as_millis() as u64;
+                longest.fetch_max(late, Ordering::Relaxed);
+                since = Instant::now();
+                drop(longest);
+                std::thread::sleep(rest);
+            }
+        });
+        Pauses(longest)
+    }
+
+    fn longest(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 }

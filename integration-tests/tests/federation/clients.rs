@@ -8,7 +8,7 @@ use integration_tests::{Federation, skip_without};
 const PY_TES: &str = r#"
 import sys, time, tes
 url, token = sys.argv[1], open(sys.argv[2]).read().strip()
-client = tes.HTTPClient(url, token=token, timeout=10)
+client = tes.HTTPClient(url, token=token, timeout=60)
 info = client.get_service_info()
 assert info.type_.artifact == "tes" if hasattr(info, "type_") else True
 task = tes.Task(

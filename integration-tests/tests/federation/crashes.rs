@@ -1,9 +1,11 @@
 //! Gateways that are killed: nothing acknowledged is lost, nothing runs twice.
 
-use integration_tests::{Federation, TASKS, ended, eventually, gpu_task, look, post_raw, reaches, submit, task};
+use integration_tests::{
+    Federation, TASKS, ended, eventually, gpu_task, look, post_raw, reaches, submit, task, unconfined,
+};
 use serde_json::{Value, json};
 
-/// A task that says when it starts and runs long enough to be interrupted.
+/// A task that says when it starts, and runs so long that some are interrupted.
 fn witness(name: &str) -> Value {
     let mut body = gpu_task(&["sh", "-c", "echo started; sleep 2; echo ended"], 4, "H100");
     body["name"] = json!(name);
@@ -20,14 +22,18 @@ fn starts(task: &Value) -> usize {
 #[tokio::test]
 async fn any_gateway_may_be_killed_while_a_job_runs() {
     for victim in ["FR", "DE", "FI"] {
-        let mut federation = Federation::start();
+        let mut federation = Federation::start_with(unconfined).await;
         let mut client = federation.client("DE", "researcher.DE");
-        let body = witness(victim);
+        let go = federation.folder().join("go");
+        let script = format!("echo started; while [ ! -e {} ]; do sleep 0.1; done; echo ended", go.display());
+        let mut body = gpu_task(&["sh", "-c", &script], 4, "H100");
+        body["resources"]["zones"] = json!(["FR"]);
         let id = submit(&mut client, &body).await;
         reaches(&mut client, &id, &["RUNNING"]).await;
         federation.kill(victim);
         federation.restart(victim).await;
         let mut client = federation.client("DE", "researcher.DE");
+        std::fs::write(go, "").expect("a file");
         let done = ended(&mut client, &id).await;
         assert_eq!(done["state"], "COMPLETE", "{victim} was killed: {done}");
         assert_eq!(starts(&done), 1, "{victim} was killed: {done}");

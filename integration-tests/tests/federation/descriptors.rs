@@ -125,51 +125,55 @@ async fn leader_and_other(federation: &Federation) -> (String, &'static str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_take_no_descriptor_that_a_gateway_needs() {
-    let _alone = turns::alone();
-    gateway::listener::raise_open_files().expect("room for so many sockets here");
-    let mut federation = Federation::start();
-    for state in STATES {
-        federation.kill(state);
-    }
-    for state in STATES {
-        federation.launch_with_files(state, FILES);
-    }
-    for state in STATES {
-        federation.answers(state).await;
-    }
-    let (leader, other) = leader_and_other(&federation).await;
-    let mut connected = federation.client_with(&leader, None);
-    connected.read("/v1/health").await.expect("a connection");
-    let (to, client) = (public(&federation, &leader), strange_client(&federation, &leader, "http/1.1"));
-    let (mut holders, held) = (JoinSet::new(), Arc::default());
-    for number in 0..HOLDERS {
-        holders.spawn(hold(number, to, Arc::clone(&client), Arc::clone(&held)));
-    }
-    eventually("the face is full", async || (held.load(Ordering::Relaxed) >= HELD_MIN).then_some(())).await;
-    let siege = besieged(&federation, &leader, other, &mut connected).await;
-    let asked = Instant::now();
-    // So many come at once that its turn may be over before it has asked: then it comes again.
-    eventually("a newcomer is answered", async || federation.client_with(&leader, None).read("/v1/health").await.ok())
+    turns::alone(async || {
+        gateway::listener::raise_open_files().expect("room for so many sockets here");
+        let mut federation = Federation::start();
+        for state in STATES {
+            federation.kill(state);
+        }
+        for state in STATES {
+            federation.launch_with_files(state, FILES);
+        }
+        for state in STATES {
+            federation.answers(state).await;
+        }
+        let (leader, other) = leader_and_other(&federation).await;
+        let mut connected = federation.client_with(&leader, None);
+        connected.read("/v1/health").await.expect("a connection");
+        let (to, client) = (public(&federation, &leader), strange_client(&federation, &leader, "http/1.1"));
+        let (mut holders, held) = (JoinSet::new(), Arc::default());
+        for number in 0..HOLDERS {
+            holders.spawn(hold(number, to, Arc::clone(&client), Arc::clone(&held)));
+        }
+        eventually("the face is full", async || (held.load(Ordering::Relaxed) >= HELD_MIN).then_some(())).await;
+        let siege = besieged(&federation, &leader, other, &mut connected).await;
+        let asked = Instant::now();
+        // So many come at once that its turn may be over before it has asked: then it comes again.
+        eventually("a newcomer is answered", async || {
+            federation.client_with(&leader, None).read("/v1/health").await.ok()
+        })
         .await;
-    let beside = asked.elapsed();
-    holders.shutdown().await;
-    let (_, after) = newcomer(&federation, &leader).await;
-    eprintln!(
-        "{} commits, {:?} computed, {} files at most; a newcomer in {beside:?} beside and {after:?} afterwards",
-        siege.acknowledged.len(),
-        siege.computed,
-        siege.most_files
-    );
-    let files = usize::try_from(FILES).expect("a small number");
-    assert!(siege.most_files <= files - LEFT_MIN, "{} of {FILES} are open", siege.most_files);
-    assert!(!log(&federation, &leader).contains(FAILED_TO_ACCEPT), "it never lacked one");
-    // It does the handshakes of all who come.
-    assert!(siege.computed < 2 * COMPUTED_MAX, "{:?} computed", siege.computed);
-    assert!(beside.max(after) < NEWCOMER_MAX, "{beside:?} beside and {after:?} afterwards");
-    nothing_is_lost(&federation, other, &siege.acknowledged).await;
-    federation.kill(&leader);
-    federation.launch_with_files(&leader, FILES);
-    federation.answers(&leader).await;
+        let beside = asked.elapsed();
+        holders.shutdown().await;
+        let (_, after) = newcomer(&federation, &leader).await;
+        eprintln!(
+            "{} commits, {:?} computed, {} files at most; a newcomer in {beside:?} beside and {after:?} afterwards",
+            siege.acknowledged.len(),
+            siege.computed,
+            siege.most_files
+        );
+        let files = usize::try_from(FILES).expect("a small number");
+        assert!(siege.most_files <= files - LEFT_MIN, "{} of {FILES} are open", siege.most_files);
+        assert!(!log(&federation, &leader).contains(FAILED_TO_ACCEPT), "it never lacked one");
+        // It does the handshakes of all who come.
+        assert!(siege.computed < 2 * COMPUTED_MAX, "{:?} computed", siege.computed);
+        assert!(beside.max(after) < NEWCOMER_MAX, "{beside:?} beside and {after:?} afterwards");
+        nothing_is_lost(&federation, other, &siege.acknowledged).await;
+        federation.kill(&leader);
+        federation.launch_with_files(&leader, FILES);
+        federation.answers(&leader).await;
+    })
+    .await;
 }
 
 /// Lets a running process have so many files and sockets, and no more.
@@ -181,48 +185,50 @@ fn limit_files(process: u32, files: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_without_a_descriptor_waits_and_goes_on() {
-    let _alone = turns::alone();
-    let mut federation = Federation::start();
-    // What a gateway says is written to a file where it was started here.
-    for state in STATES {
-        federation.stop(state);
-        federation.restart(state).await;
-    }
-    let (leader, other) = leader_and_other(&federation).await;
-    // Everybody has told it something, and so has its connections.
-    let mut researcher = federation.client(other, &format!("researcher.{other}"));
-    let id = submit(&mut researcher, &task(&["true"])).await;
-    ended(&mut researcher, &id).await;
-    eventually("every state lends", async || {
-        let shown = researcher.read("/v1/capacity?consistency=linearizable").await.ok()?;
-        let mut pools = shown["pools"].as_array()?.iter();
-        pools.all(|it| it["age_ms"].as_u64().is_some_and(|age| age < 3_000)).then_some(())
+    turns::alone(async || {
+        let mut federation = Federation::start();
+        // What a gateway says is written to a file where it was started here.
+        for state in STATES {
+            federation.stop(state);
+            federation.restart(state).await;
+        }
+        let (leader, other) = leader_and_other(&federation).await;
+        // Everybody has told it something, and so has its connections.
+        let mut researcher = federation.client(other, &format!("researcher.{other}"));
+        let id = submit(&mut researcher, &task(&["true"])).await;
+        ended(&mut researcher, &id).await;
+        eventually("every state lends", async || {
+            let shown = researcher.read("/v1/capacity?consistency=linearizable").await.ok()?;
+            let mut pools = shown["pools"].as_array()?.iter();
+            pools.all(|it| it["age_ms"].as_u64().is_some_and(|age| age < 3_000)).then_some(())
+        })
+        .await;
+        let mut connected = federation.client_with(&leader, None);
+        connected.read("/v1/health").await.expect("a connection");
+        let process = federation.process(&leader);
+        limit_files(process, open_files(process));
+        let to = public(&federation, &leader);
+        // The system takes them; nobody accepts them.
+        let mut waiting = vec![];
+        for _ in 0..50 {
+            waiting.push(connect_from(20, to).await.expect("the system takes it"));
+        }
+        let siege = besieged(&federation, &leader, other, &mut connected).await;
+        let failures = log(&federation, &leader).matches(FAILED_TO_ACCEPT).count();
+        eprintln!(
+            "{} commits, {:?} computed, {failures} times without a descriptor",
+            siege.acknowledged.len(),
+            siege.computed
+        );
+        assert!(failures > 0, "it never lacked a descriptor");
+        let patient = usize::try_from(siege.took.as_millis() / TRIES_EVERY.as_millis()).expect("a short siege");
+        assert!(failures < patient, "{failures} tries in {:?}", siege.took);
+        assert!(siege.computed < COMPUTED_MAX, "{:?} computed", siege.computed);
+        limit_files(process, 4_096);
+        drop(waiting);
+        let (_, after) = timeout(PATIENCE, newcomer(&federation, &leader)).await.expect("an answer");
+        assert!(after < NEWCOMER_MAX, "{after:?} for a newcomer");
+        nothing_is_lost(&federation, other, &siege.acknowledged).await;
     })
     .await;
-    let mut connected = federation.client_with(&leader, None);
-    connected.read("/v1/health").await.expect("a connection");
-    let process = federation.process(&leader);
-    limit_files(process, open_files(process));
-    let to = public(&federation, &leader);
-    // The system takes them; nobody accepts them.
-    let mut waiting = vec![];
-    for _ in 0..50 {
-        waiting.push(connect_from(20, to).await.expect("the system takes it"));
-    }
-    let siege = besieged(&federation, &leader, other, &mut connected).await;
-    let failures = log(&federation, &leader).matches(FAILED_TO_ACCEPT).count();
-    eprintln!(
-        "{} commits, {:?} computed, {failures} times without a descriptor",
-        siege.acknowledged.len(),
-        siege.computed
-    );
-    assert!(failures > 0, "it never lacked a descriptor");
-    let patient = usize::try_from(siege.took.as_millis() / TRIES_EVERY.as_millis()).expect("a short siege");
-    assert!(failures < patient, "{failures} tries in {:?}", siege.took);
-    assert!(siege.computed < COMPUTED_MAX, "{:?} computed", siege.computed);
-    limit_files(process, 4_096);
-    drop(waiting);
-    let (_, after) = timeout(PATIENCE, newcomer(&federation, &leader)).await.expect("an answer");
-    assert!(after < NEWCOMER_MAX, "{after:?} for a newcomer");
-    nothing_is_lost(&federation, other, &siege.acknowledged).await;
 }

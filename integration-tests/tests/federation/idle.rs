@@ -41,27 +41,29 @@ const KIB_PER_IDLE_PEER_MAX: u64 = 37;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_idle_peers_cost_little_memory() {
-    let _alone = turns::alone();
-    gateway::listener::raise_open_files().expect("room for so many sockets here");
-    let federation = Federation::start();
-    let to = peers::address(&federation, "FR").parse().expect("an address");
-    let config = peers::client_config(&federation, peers::own_leaf(&federation, "DE"), "FR");
-    let mut open = vec![];
-    // The first ones fill what all share.
-    for _ in 0..20 {
-        open.push(peer(Arc::clone(&config), 2, to).await);
-    }
-    let process = federation.process("FR");
-    let before = resident_kib(process);
-    for number in 0..IDLE_PEERS {
-        let host = u8::try_from(3 + number / 200).expect("a few addresses");
-        open.push(peer(Arc::clone(&config), host, to).await);
-    }
-    let after = resident_kib(process);
-    let each = after.saturating_sub(before) as f64 / IDLE_PEERS as f64;
-    eprintln!("{IDLE_PEERS} idle peers: {before} KiB before, {after} KiB after, {each:.1} KiB each");
-    assert!(open.iter().all(|it| !it.is_closed()), "all of them are still open");
-    assert!(each <= KIB_PER_IDLE_PEER_MAX as f64, "{each:.1} KiB each");
+    turns::alone(async || {
+        gateway::listener::raise_open_files().expect("room for so many sockets here");
+        let federation = Federation::start();
+        let to = peers::address(&federation, "FR").parse().expect("an address");
+        let config = peers::client_config(&federation, peers::own_leaf(&federation, "DE"), "FR");
+        let mut open = vec![];
+        // The first ones fill what all share.
+        for _ in 0..20 {
+            open.push(peer(Arc::clone(&config), 2, to).await);
+        }
+        let process = federation.process("FR");
+        let before = resident_kib(process);
+        for number in 0..IDLE_PEERS {
+            let host = u8::try_from(3 + number / 200).expect("a few addresses");
+            open.push(peer(Arc::clone(&config), host, to).await);
+        }
+        let after = resident_kib(process);
+        let each = after.saturating_sub(before) as f64 / IDLE_PEERS as f64;
+        eprintln!("{IDLE_PEERS} idle peers: {before} KiB before, {after} KiB after, {each:.1} KiB each");
+        assert!(open.iter().all(|it| !it.is_closed()), "all of them are still open");
+        assert!(each <= KIB_PER_IDLE_PEER_MAX as f64, "{each:.1} KiB each");
+    })
+    .await;
 }
 
 /// More than a face has connections.
@@ -91,7 +93,7 @@ async fn stranger(config: Arc<ClientConfig>, number: usize, to: SocketAddr) -> O
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_idle_strangers_keep_nobody_out() {
-    let _alone = turns::alone();
+    turns::alone(async || {
     let files = gateway::listener::raise_open_files().expect("room for so many sockets here");
     if skip_without("15000 open files", files >= 15_000) {
         return;
@@ -136,4 +138,6 @@ async fn five_thousand_idle_strangers_keep_nobody_out() {
         let mut rest = vec![];
         let _cut = timeout(PATIENCE, socket.read_to_end(&mut rest)).await.expect("an end");
     }
+    })
+    .await;
 }

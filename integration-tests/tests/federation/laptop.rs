@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration_tests::{Federation, eventually, program};
+use integration_tests::{Federation, eventually, program, turns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -27,6 +27,7 @@ fn heard<const N: usize>(signals: [Signal; N]) -> Vec<Signal> {
 
 #[tokio::test]
 async fn a_start_that_is_stopped_at_any_moment_leaves_no_keys() {
+    let _turn = turns::shared();
     let signals = heard([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
     for (round, delay_ms) in [0, 5, 10, 20, 40, 80, 160, 320, 640, 1_280].into_iter().enumerate() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -98,58 +98,63 @@ async fn connections_that_break_off_make_no_task_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_swallows_everything_is_noticed_and_holds_up_nobody_else() {
-    let _alone = turns::alone();
-    let federation = Federation::start_linked(unchanged).await;
-    // Whoever leads is not the one that falls silent for the entry, or the entry could not commit.
-    let leader = eventually("a leader", async || federation.leader("FR").await).await;
-    let others: Vec<_> = STATES.into_iter().filter(|it| *it != leader).collect();
-    let (entry, silent) = (others[0], others[1]);
-    let foreign = format!("researcher.{silent}");
-    // A relay's connection is open and idle before it goes dark.
-    Persistent::at(&federation, &[entry], &foreign).read(TASKS).await;
-    federation.link(entry, silent).set(Weather::black_hole());
-    let begun = Instant::now();
+    turns::alone(async || {
+        let federation = Federation::start_linked(unchanged).await;
+        // Whoever leads is not the one that falls silent for the entry, or the entry could not commit.
+        let leader = eventually("a leader", async || federation.leader("FR").await).await;
+        let others: Vec<_> = STATES.into_iter().filter(|it| *it != leader).collect();
+        let (entry, silent) = (others[0], others[1]);
+        let foreign = format!("researcher.{silent}");
+        // A relay's connection is open and idle before it goes dark.
+        Persistent::at(&federation, &[entry], &foreign).read(TASKS).await;
+        federation.link(entry, silent).set(Weather::black_hole());
+        let begun = Instant::now();
 
-    let relayed = async {
-        let mut client = Persistent::at(&federation, &[entry], &foreign);
-        let body = gpu_task(&["true"], 1, "H100").to_string().into_bytes();
-        let answer = client.once(Method::POST, TASKS, Some(body), Some("dark")).await.expect("an answer in time");
-        (answer, begun.elapsed())
-    };
-    let others_go_on = async {
-        let mut own = Persistent::at(&federation, &[entry], &format!("researcher.{entry}"));
-        let mut led = Persistent::at(&federation, &[entry], &format!("researcher.{leader}"));
-        let mut slowest = Duration::ZERO;
-        for number in 0..20 {
-            for client in [&mut own, &mut led] {
-                let asked = Instant::now();
-                client.submit(&format!("bright-{number}"), &gpu_task(&["true"], 1, "H100")).await;
-                slowest = slowest.max(asked.elapsed());
+        let relayed = async {
+            let mut client = Persistent::at(&federation, &[entry], &foreign);
+            let body = gpu_task(&["true"], 1, "H100").to_string().into_bytes();
+            let answer = client.once(Method::POST, TASKS, Some(body), Some("dark")).await.expect("an answer in time");
+            (answer, begun.elapsed())
+        };
+        let others_go_on = async {
+            let mut own = Persistent::at(&federation, &[entry], &format!("researcher.{entry}"));
+            let mut led = Persistent::at(&federation, &[entry], &format!("researcher.{leader}"));
+            let mut slowest = Duration::ZERO;
+            for number in 0..20 {
+                for client in [&mut own, &mut led] {
+                    let asked = Instant::now();
+                    client.submit(&format!("bright-{number}"), &gpu_task(&["true"], 1, "H100")).await;
+                    slowest = slowest.max(asked.elapsed());
+                }
             }
-        }
-        slowest
-    };
-    let ((answer, after), slowest) = tokio::join!(relayed, others_go_on);
-    let said: Value = serde_json::from_slice(&answer.body).expect("a problem");
-    assert_eq!((answer.status.as_u16(), &said["code"]), (503, &json!("outcome-unknown")), "{said}");
-    assert_not_now(&answer);
-    assert!(after < NOTICED_AFTER_MAX, "{after:?}");
-    assert!(slowest < Duration::from_secs(2), "others waited {slowest:?}");
-    // From now on its connection is known to be of no use: what is asked is not sent, and the log says why.
-    let problem = Persistent::at(&federation, &[entry], &foreign).once(Method::GET, TASKS, None, None).await;
-    let problem = problem.expect("an answer in time");
-    assert_not_now(&problem);
-    let said: Value = serde_json::from_slice(&problem.body).expect("a problem");
-    assert_eq!(said["code"], "home-unreachable", "{said}");
-    let log = std::fs::read_to_string(federation.gateway_folder(entry).join("gateway.log")).expect("a log");
-    let lost = format!("peer={silent}/");
-    assert!(log.lines().any(|line| line.contains("a peer is lost") && line.contains(&lost) && line.contains("silent")));
-    eprintln!("noticed after {after:?}; others waited {slowest:?} at most");
+            slowest
+        };
+        let ((answer, after), slowest) = tokio::join!(relayed, others_go_on);
+        let said: Value = serde_json::from_slice(&answer.body).expect("a problem");
+        assert_eq!((answer.status.as_u16(), &said["code"]), (503, &json!("outcome-unknown")), "{said}");
+        assert_not_now(&answer);
+        assert!(after < NOTICED_AFTER_MAX, "{after:?}");
+        assert!(slowest < Duration::from_secs(2), "others waited {slowest:?}");
+        // From now on its connection is known to be of no use: what is asked is not sent, and the log says why.
+        let problem = Persistent::at(&federation, &[entry], &foreign).once(Method::GET, TASKS, None, None).await;
+        let problem = problem.expect("an answer in time");
+        assert_not_now(&problem);
+        let said: Value = serde_json::from_slice(&problem.body).expect("a problem");
+        assert_eq!(said["code"], "home-unreachable", "{said}");
+        let log = std::fs::read_to_string(federation.gateway_folder(entry).join("gateway.log")).expect("a log");
+        let lost = format!("peer={silent}/");
+        assert!(
+            log.lines().any(|line| line.contains("a peer is lost") && line.contains(&lost) && line.contains("silent"))
+        );
+        eprintln!("noticed after {after:?}; others waited {slowest:?} at most");
 
-    federation.link(entry, silent).set(Weather::default());
-    let (id, _) = Persistent::at(&federation, &[entry], &foreign).submit("dark", &gpu_task(&["true"], 1, "H100")).await;
-    let mut owner = federation.client(silent, &foreign);
-    assert_eq!(ended(&mut owner, &id).await["state"], "COMPLETE");
-    let listed = owner.read(TASKS).await.expect("a list");
-    assert_eq!(listed["tasks"].as_array().map(Vec::len), Some(1), "{listed}");
+        federation.link(entry, silent).set(Weather::default());
+        let (id, _) =
+            Persistent::at(&federation, &[entry], &foreign).submit("dark", &gpu_task(&["true"], 1, "H100")).await;
+        let mut owner = federation.client(silent, &foreign);
+        assert_eq!(ended(&mut owner, &id).await["state"], "COMPLETE");
+        let listed = owner.read(TASKS).await.expect("a list");
+        assert_eq!(listed["tasks"].as_array().map(Vec::len), Some(1), "{listed}");
+    })
+    .await;
 }

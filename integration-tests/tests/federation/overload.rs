@@ -21,55 +21,57 @@ const MODEST: usize = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_greedy_caller_is_refused_and_a_modest_one_is_not() {
-    let _alone = turns::alone();
-    let federation = Federation::start();
-    // Whatever the modest one submits is placed and waits: running is not what is tested.
-    let mut client = federation.client("FR", "researcher.FR");
-    let all = submit(&mut client, &gpu_task(&["sleep", "600"], POOL, "H100")).await;
-    reaches(&mut client, &all, &["RUNNING"]).await;
-    let alone = modest(&federation).await;
-    let (stop, refused, taken) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let mut greedy = tokio::task::JoinSet::new();
-    for number in 0..GREEDY {
+    turns::alone(async || {
+        let federation = Federation::start();
+        // Whatever the modest one submits is placed and waits: running is not what is tested.
         let mut client = federation.client("FR", "researcher.FR");
-        // One after the other: an address has only so many handshakes at once.
-        client.read("/v1/health").await.expect("a connection");
-        let (stop, refused, taken) = (Arc::clone(&stop), Arc::clone(&refused), Arc::clone(&taken));
-        greedy.spawn(async move {
-            let mut body = gpu_task(&["true"], POOL, "H100");
-            let mut round = 0;
-            while !stop.load(Ordering::Relaxed) {
-                round += 1;
-                body["name"] = format!("{number}-{round}").into();
-                let answer = post_raw(&mut client, body.to_string().into_bytes(), &[]).await;
-                match answer.status {
-                    StatusCode::OK => taken.fetch_add(1, Ordering::Relaxed),
-                    StatusCode::TOO_MANY_REQUESTS => {
-                        assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
-                        refused.fetch_add(1, Ordering::Relaxed);
-                        // Sooner than he was told, and not so soon that only refusals are measured.
-                        tokio::time::sleep(IMPATIENCE).await;
-                        0
-                    }
-                    other => panic!("{other}: {:?}", answer.body),
-                };
-            }
-        });
-    }
-    eventually("the greedy one is refused", async || (refused.load(Ordering::Relaxed) > 0).then_some(())).await;
-    assert!(greedy.try_join_next().is_none(), "a greedy client has ended");
-    let beside = modest(&federation).await;
-    let health = federation.client("FR", "operator.FR").read("/v1/health").await.expect("health is answered");
-    assert_eq!(health["status"], "ok");
-    stop.store(true, Ordering::Relaxed);
-    while let Some(ended) = greedy.join_next().await {
-        ended.expect("a greedy client ends well");
-    }
-    let (refused, taken) = (refused.load(Ordering::Relaxed), taken.load(Ordering::Relaxed));
-    println!("modest: {alone:?} alone, {beside:?} beside; greedy: {taken} taken, {refused} refused");
-    let after = modest(&federation).await;
-    assert!(after < 4 * alone + Duration::from_secs(2), "{after:?} afterwards, {alone:?} before");
+        let all = submit(&mut client, &gpu_task(&["sleep", "600"], POOL, "H100")).await;
+        reaches(&mut client, &all, &["RUNNING"]).await;
+        let alone = modest(&federation).await;
+        let (stop, refused, taken) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut greedy = tokio::task::JoinSet::new();
+        for number in 0..GREEDY {
+            let mut client = federation.client("FR", "researcher.FR");
+            // One after the other: an address has only so many handshakes at once.
+            client.read("/v1/health").await.expect("a connection");
+            let (stop, refused, taken) = (Arc::clone(&stop), Arc::clone(&refused), Arc::clone(&taken));
+            greedy.spawn(async move {
+                let mut body = gpu_task(&["true"], POOL, "H100");
+                let mut round = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    round += 1;
+                    body["name"] = format!("{number}-{round}").into();
+                    let answer = post_raw(&mut client, body.to_string().into_bytes(), &[]).await;
+                    match answer.status {
+                        StatusCode::OK => taken.fetch_add(1, Ordering::Relaxed),
+                        StatusCode::TOO_MANY_REQUESTS => {
+                            assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
+                            refused.fetch_add(1, Ordering::Relaxed);
+                            // Sooner than he was told, and not so soon that only refusals are measured.
+                            tokio::time::sleep(IMPATIENCE).await;
+                            0
+                        }
+                        other => panic!("{other}: {:?}", answer.body),
+                    };
+                }
+            });
+        }
+        eventually("the greedy one is refused", async || (refused.load(Ordering::Relaxed) > 0).then_some(())).await;
+        assert!(greedy.try_join_next().is_none(), "a greedy client has ended");
+        let beside = modest(&federation).await;
+        let health = federation.client("FR", "operator.FR").read("/v1/health").await.expect("health is answered");
+        assert_eq!(health["status"], "ok");
+        stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = greedy.join_next().await {
+            ended.expect("a greedy client ends well");
+        }
+        let (refused, taken) = (refused.load(Ordering::Relaxed), taken.load(Ordering::Relaxed));
+        println!("modest: {alone:?} alone, {beside:?} beside; greedy: {taken} taken, {refused} refused");
+        let after = modest(&federation).await;
+        assert!(after < 4 * alone + Duration::from_secs(2), "{after:?} afterwards, {alone:?} before");
+    })
+    .await;
 }
 
 /// How long a modest caller takes; every submission has to be accepted at once.
@@ -97,23 +99,25 @@ const MIB_MORE_MAX: u64 = 120;
 /// Whatever else this machine does takes from what is measured and never adds to it: the best of so many measurements counts.
 const MEASUREMENTS: usize = 3;
 
-#[test]
-fn a_crowd_costs_neither_goodput_nor_modest_callers_and_is_over_when_it_ends() {
-    let _alone = turns::alone();
-    let mut missed = vec![];
-    for _ in 0..MEASUREMENTS {
-        let measured = measure();
-        println!("{measured:#}");
-        for phase in measured["phases"].as_array().expect("phases") {
-            assert_nothing_is_wrong(phase);
+#[tokio::test]
+async fn a_crowd_costs_neither_goodput_nor_modest_callers_and_is_over_when_it_ends() {
+    turns::alone(async || {
+        let mut missed = vec![];
+        for _ in 0..MEASUREMENTS {
+            let measured = measure();
+            println!("{measured:#}");
+            for phase in measured["phases"].as_array().expect("phases") {
+                assert_nothing_is_wrong(phase);
+            }
+            missed = missed_figures(&measured);
+            if missed.is_empty() {
+                return;
+            }
+            eprintln!("missed: {missed:#?}");
         }
-        missed = missed_figures(&measured);
-        if missed.is_empty() {
-            return;
-        }
-        eprintln!("missed: {missed:#?}");
-    }
-    panic!("missed in each of {MEASUREMENTS} measurements, and in the last: {missed:#?}");
+        panic!("missed in each of {MEASUREMENTS} measurements, and in the last: {missed:#?}");
+    })
+    .await;
 }
 
 /// `entente bench overload` measures; it says that an answer without a time to come back, and one that never comes, is wrong.
@@ -131,7 +135,7 @@ fn measure() -> Value {
 }
 
 fn number(it: &Value) -> f64 {
-    it.as_f64().expect("a number")
+    it.as_f64().unwrap_or(f64::NAN)
 }
 
 fn count(it: &Value) -> u64 {
@@ -167,7 +171,6 @@ fn assert_nothing_is_wrong(phase: &Value) {
     for said in gateways["health"].as_object().expect("what was said").keys() {
         assert!(said.starts_with("ok, ") || said.starts_with("no-leader, "), "{phase:#}");
     }
-    assert_eq!(phase["load_afterwards"], serde_json::json!(["normal", "normal", "normal"]));
 }
 
 /// What was asked for and not reached.
@@ -177,7 +180,8 @@ fn missed_figures(measured: &Value) -> Vec<String> {
     let [goodput_min, modest_min] = [GOODPUT_MIN, MODEST_MIN].map(|[dev, of_release]| figure(dev, of_release));
     let mut missed = vec![];
     let mut at_least = |what: &str, phase: &Value, found: f64, min: f64| {
-        if found < min {
+        // What cannot be said is not enough either.
+        if found.is_nan() || found < min {
             missed.push(format!("{what} at {} times: {found:.3} of at least {min:.3}", phase["times"]));
         }
     };
@@ -192,13 +196,15 @@ fn missed_figures(measured: &Value) -> Vec<String> {
             let says_so = looks(phase, |said| said == "ok, full" || said == "ok, behind");
             at_least("looks at health that found a gateway full or behind", phase, says_so, 1.0);
         } else {
-            let ratio = number(&crowd["goodput_per_second"]) / sustained[0].min(sustained[1]);
+            let ratio = number(&crowd["goodput_per_second"]) / sustained[0].max(sustained[1]);
             at_least("goodput of what is sustained", phase, ratio, goodput_min);
             at_least("modest callers served in time", phase, number(&phase["modest_ratio"]), modest_min);
         }
         // Health is always answered, and says that all can place jobs; on a busy machine a leader may be late, and then it says that.
         let well = looks(phase, |said| said.starts_with("ok, ")) / looks(phase, |_| true);
         at_least("looks at health that found it well", phase, well, 0.9);
+        let normal = phase["load_afterwards"].as_array().map_or(0, |it| it.iter().filter(|it| *it == "normal").count());
+        at_least("gateways with a normal load 2 s later", phase, normal as f64, 3.0);
         at_least("modest callers served 2 s later", phase, number(&after["good"]) / number(&after["asked"]), 1.0);
         let as_before_ms = 4.0 * alone_ms + 100.0;
         at_least("how soon 2 s later, of what is soon enough", phase, as_before_ms / number(&after["p50_ms"]), 1.0);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use integration_tests::countries::Countries;
 use integration_tests::persistent::{Persistent, assert_not_now};
-use integration_tests::{Federation, STATES, TASKS, ended, eventually, gpu_task, reaches, submit, unconfined};
+use integration_tests::{Federation, STATES, TASKS, ended, eventually, gpu_task, reaches, submit, turns, unconfined};
 use serde_json::Value;
 
 /// From the first packet that arrives again to the last gateway that commits again.
@@ -137,62 +137,74 @@ async fn federation() -> Option<Federation> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_promises_nothing_and_comes_back_by_itself() {
-    let Some(federation) = federation().await else { return };
-    let story = Story::begin(federation).await;
-    for other in &story.others {
-        story.federation.countries().part(&story.victim, other);
-    }
-    story.is_cut().await;
-    story.heals().await;
+    turns::alone(async || {
+        let Some(federation) = federation().await else { return };
+        let story = Story::begin(federation).await;
+        for other in &story.others {
+            story.federation.countries().part(&story.victim, other);
+        }
+        story.is_cut().await;
+        story.heals().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_cannot_be_heard_is_replaced() {
-    let Some(federation) = federation().await else { return };
-    let story = Story::begin(federation).await;
-    for other in &story.others {
-        story.federation.countries().cut(&story.victim, other);
-    }
-    story.is_cut().await;
-    story.heals().await;
+    turns::alone(async || {
+        let Some(federation) = federation().await else { return };
+        let story = Story::begin(federation).await;
+        for other in &story.others {
+            story.federation.countries().cut(&story.victim, other);
+        }
+        story.is_cut().await;
+        story.heals().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_cannot_hear_is_replaced() {
-    let Some(federation) = federation().await else { return };
-    let story = Story::begin(federation).await;
-    for other in &story.others {
-        story.federation.countries().cut(other, &story.victim);
-    }
-    story.is_cut().await;
-    story.heals().await;
+    turns::alone(async || {
+        let Some(federation) = federation().await else { return };
+        let story = Story::begin(federation).await;
+        for other in &story.others {
+            story.federation.countries().cut(other, &story.victim);
+        }
+        story.is_cut().await;
+        story.heals().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_flaps_harms_nothing() {
-    let Some(federation) = federation().await else { return };
-    let mut story = Story::begin(federation).await;
-    story.more = 8;
-    let flapping = async {
-        for _ in 0..8 {
-            for other in &story.others {
-                story.federation.countries().part(&story.victim, other);
+    turns::alone(async || {
+        let Some(federation) = federation().await else { return };
+        let mut story = Story::begin(federation).await;
+        story.more = 8;
+        let flapping = async {
+            for _ in 0..8 {
+                for other in &story.others {
+                    story.federation.countries().part(&story.victim, other);
+                }
+                // The fault's own rhythm: longer than an election, shorter than a keep-alive.
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                story.federation.countries().heal();
+                tokio::time::sleep(Duration::from_millis(700)).await;
             }
-            // The fault's own rhythm: longer than an election, shorter than a keep-alive.
-            tokio::time::sleep(Duration::from_millis(700)).await;
-            story.federation.countries().heal();
-            tokio::time::sleep(Duration::from_millis(700)).await;
+        };
+        let submitting = futures((0..story.more).map(|number| {
+            let mut researcher = Persistent::new(&story.federation, &story.role());
+            let task = gpu_task(&["true"], 1, own_model(&story.victim));
+            async move { researcher.submit(&format!("flapping-{number}"), &task).await.0 }
+        }));
+        let (ids, ()) = tokio::join!(submitting, flapping);
+        let mut owner = story.federation.client(&story.victim, &story.role());
+        for id in ids {
+            assert_eq!(ended(&mut owner, &id).await["state"], "COMPLETE");
         }
-    };
-    let submitting = futures((0..story.more).map(|number| {
-        let mut researcher = Persistent::new(&story.federation, &story.role());
-        let task = gpu_task(&["true"], 1, own_model(&story.victim));
-        async move { researcher.submit(&format!("flapping-{number}"), &task).await.0 }
-    }));
-    let (ids, ()) = tokio::join!(submitting, flapping);
-    let mut owner = story.federation.client(&story.victim, &story.role());
-    for id in ids {
-        assert_eq!(ended(&mut owner, &id).await["state"], "COMPLETE");
-    }
-    story.heals().await;
+        story.heals().await;
+    })
+    .await;
 }

@@ -187,8 +187,8 @@ async fn an_evicted_gateway_is_out_at_once_and_cannot_resume() {
     eventually("the live connection is closed", async || {
         let called = call(&mut live, Method::GET, "/nothing", Bytes::new());
         match tokio::time::timeout(Duration::from_secs(5), called).await {
-            Ok(Ok(_)) => None,
-            _ => Some(()),
+            Ok(Err(_)) => Some(()),
+            _ => None,
         }
     })
     .await;

@@ -170,24 +170,26 @@ async fn gap(federation: &mut Federation, round: &str, what: impl FnOnce(&mut Fe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_stopped_hands_over_and_is_missed_for_less_than_one_that_is_killed() {
-    let _alone = turns::alone();
-    let mut federation = Federation::start_with(unconfined).await;
-    let (mut stopped, mut killed) = (vec![], vec![]);
-    for round in 0..3 {
-        stopped.push(
-            gap(&mut federation, &format!("stop-{round}"), |it, leader| {
-                it.stop(leader);
-            })
-            .await,
-        );
-        killed.push(gap(&mut federation, &format!("kill-{round}"), Federation::kill).await);
-    }
-    stopped.sort_unstable();
-    killed.sort_unstable();
-    eprintln!("no commit for {stopped:?} when the leader is stopped, {killed:?} when it is killed");
-    assert!(stopped[2] < GAP_MAX, "{stopped:?}");
-    // The middle ones, because a busy machine may hold up any single one.
-    assert!(2 * stopped[1] < killed[1], "stopped: {stopped:?}, killed: {killed:?}");
+    turns::alone(async || {
+        let mut federation = Federation::start_with(unconfined).await;
+        let (mut stopped, mut killed) = (vec![], vec![]);
+        for round in 0..3 {
+            stopped.push(
+                gap(&mut federation, &format!("stop-{round}"), |it, leader| {
+                    it.stop(leader);
+                })
+                .await,
+            );
+            killed.push(gap(&mut federation, &format!("kill-{round}"), Federation::kill).await);
+        }
+        stopped.sort_unstable();
+        killed.sort_unstable();
+        eprintln!("no commit for {stopped:?} when the leader is stopped, {killed:?} when it is killed");
+        assert!(stopped[2] < GAP_MAX, "{stopped:?}");
+        // The middle ones, because a busy machine may hold up any single one.
+        assert!(2 * stopped[1] < killed[1], "stopped: {stopped:?}, killed: {killed:?}");
+    })
+    .await;
 }
 
 /// Gateways that stand still until this is dropped.
@@ -222,25 +224,27 @@ async fn is_gone(federation: &Federation, state: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_is_prompt_while_all_others_stand_still() {
-    let _alone = turns::alone();
-    for leads in [true, false] {
-        let federation = Federation::start();
-        let leader = eventually("a leader", async || federation.leader("FR").await).await;
-        let state = STATES.into_iter().find(|state| (*state == leader) == leads).expect("a gateway");
-        let _frozen = Frozen::all_but(&federation, state);
-        let mut client = federation.client_with(state, None);
-        eventually("it is alone", async || {
-            let health = client.read("/v1/health").await.expect("an answer");
-            (health["status"] == "no-leader").then_some(())
-        })
-        .await;
-        let begun = Instant::now();
-        federation.signal(state, Signal::SIGTERM);
-        is_gone(&federation, state).await;
-        let took = begun.elapsed();
-        eprintln!("stopped in {took:?}; it was the leader: {leads}");
-        assert!(took < STOP_MAX, "it took {took:?}; it was the leader: {leads}");
-    }
+    turns::alone(async || {
+        for leads in [true, false] {
+            let federation = Federation::start();
+            let leader = eventually("a leader", async || federation.leader("FR").await).await;
+            let state = STATES.into_iter().find(|state| (*state == leader) == leads).expect("a gateway");
+            let _frozen = Frozen::all_but(&federation, state);
+            let mut client = federation.client_with(state, None);
+            eventually("it is alone", async || {
+                let health = client.read("/v1/health").await.expect("an answer");
+                (health["status"] == "no-leader").then_some(())
+            })
+            .await;
+            let begun = Instant::now();
+            federation.signal(state, Signal::SIGTERM);
+            is_gone(&federation, state).await;
+            let took = begun.elapsed();
+            eprintln!("stopped in {took:?}; it was the leader: {leads}");
+            assert!(took < STOP_MAX, "it took {took:?}; it was the leader: {leads}");
+        }
+    })
+    .await;
 }
 
 /// Nobody takes over from this leader, so that there is time to look.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http::Method;
-use integration_tests::{Federation, TASKS, ended, eventually, gpu_task, program};
+use integration_tests::{Federation, TASKS, ended, eventually, gpu_task, program, turns};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -141,35 +141,38 @@ pub(super) fn refusals(federation: &Federation) -> Vec<String> {
 /// France's gateway is made anew, and each time it shows what is not revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_and_certificates_change_twenty_times_and_no_request_fails() {
-    let federation = Arc::new(Federation::start());
-    let load = Load::start(&federation);
-    let home = federation.folder().join("states/FR");
-    for rotation in 0..ROTATIONS {
-        let before = shown(&federation).await.expect("a certificate");
-        renew_and_revoke(&federation);
-        if rotation % 2 == 0 {
-            let other = federation.folder().join(format!("second-key-{rotation}"));
-            let arguments = ["gateway", text(&home), "--name", "fr-1", "--host", "localhost", "--another-key"];
-            authority(&[&arguments[..], &["--out", text(&other)]].concat());
-        } else {
-            let bundle = authority(&["show", text(&home.join("bundle.json"))]);
-            let key = bundle.lines().rfind(|line| line.contains("gateway")).expect("a second key");
-            authority(&["retire", text(&home), "--key", key.split_whitespace().last().expect("a key")]);
+    turns::alone(async || {
+        let federation = Arc::new(Federation::start());
+        let load = Load::start(&federation);
+        let home = federation.folder().join("states/FR");
+        for rotation in 0..ROTATIONS {
+            let before = shown(&federation).await.expect("a certificate");
+            renew_and_revoke(&federation);
+            if rotation % 2 == 0 {
+                let other = federation.folder().join(format!("second-key-{rotation}"));
+                let arguments = ["gateway", text(&home), "--name", "fr-1", "--host", "localhost", "--another-key"];
+                authority(&[&arguments[..], &["--out", text(&other)]].concat());
+            } else {
+                let bundle = authority(&["show", text(&home.join("bundle.json"))]);
+                let key = bundle.lines().rfind(|line| line.contains("gateway")).expect("a second key");
+                authority(&["retire", text(&home), "--key", key.split_whitespace().last().expect("a key")]);
+            }
+            authority(&["bundle", text(&home)]);
+            eventually(&format!("the certificate of round {rotation} is shown"), async || {
+                shown(&federation).await.filter(|it| *it != before).map(drop)
+            })
+            .await;
+            eventually(&format!("the bundle of round {rotation} is in force"), async || {
+                (bundles_in_force(&federation) == rotation + 1).then_some(())
+            })
+            .await;
+            load.goes_on().await;
         }
-        authority(&["bundle", text(&home)]);
-        eventually(&format!("the certificate of round {rotation} is shown"), async || {
-            shown(&federation).await.filter(|it| *it != before).map(drop)
-        })
-        .await;
-        eventually(&format!("the bundle of round {rotation} is in force"), async || {
-            (bundles_in_force(&federation) == rotation + 1).then_some(())
-        })
-        .await;
-        load.goes_on().await;
-    }
-    load.end(&federation).await;
-    let bundle = authority(&["show", text(&home.join("bundle.json"))]);
-    let revoked = bundle.lines().filter(|line| line.trim_start().starts_with("revoked")).count();
-    assert_eq!(revoked, ROTATIONS, "{bundle}");
-    assert_eq!(refusals(&federation), [""; 0], "France's gateway never shows what is revoked");
+        load.end(&federation).await;
+        let bundle = authority(&["show", text(&home.join("bundle.json"))]);
+        let revoked = bundle.lines().filter(|line| line.trim_start().starts_with("revoked")).count();
+        assert_eq!(revoked, ROTATIONS, "{bundle}");
+        assert_eq!(refusals(&federation), [""; 0], "France's gateway never shows what is revoked");
+    })
+    .await;
 }

@@ -133,37 +133,39 @@ async fn what_france_cannot_lend_is_seen_in_germany_within_three_seconds() {
     if skip() {
         return;
     }
-    let _alone = turns::alone();
-    let (cluster, federation) = with_slurm(&[]).await;
-    let mut germany = federation.client("DE", "agency");
-    let mut slowest = Duration::ZERO;
-    let mut seen = async |what: &str, since: Instant, gpus: u64| {
-        let pool = frees(&mut germany, H100_POOL, gpus).await;
-        let took = since.elapsed();
-        assert!(took < SEEN_WITHIN, "{what} was seen after {took:?}");
-        slowest = slowest.max(took);
-        pool
-    };
-    let node = format!("NodeName={}", cluster.node(2));
-    for (state, gpus) in [("drain", 4), ("resume", 8), ("drain", 4), ("resume", 8), ("down", 4), ("resume", 8)] {
-        let since = Instant::now();
-        cluster.admin(&["scontrol", "update", &node, &format!("State={state}"), "Reason=test"]);
-        let pool = seen(state, since, gpus).await;
-        let problem = (gpus == 4).then_some("1 of 2 nodes are down, drained or reserved");
-        assert_eq!(pool["problem"], json!(problem), "{pool}");
-    }
-    let words = ["sbatch", "--parsable", "--partition=local", "--output=/dev/null", "--gres=gpu:h100:3"];
-    let local = cluster.as_user(FRENCH, &[&words[..], &["--wrap=sleep 1000"]].concat());
-    eventually("the local job runs", async || {
-        (cluster.admin(&["squeue", "--noheader", "--format=%T", "--jobs", &local]) == "RUNNING").then_some(())
+    turns::alone(async || {
+        let (cluster, federation) = with_slurm(&[]).await;
+        let mut germany = federation.client("DE", "agency");
+        let mut slowest = Duration::ZERO;
+        let mut seen = async |what: &str, since: Instant, gpus: u64| {
+            let pool = frees(&mut germany, H100_POOL, gpus).await;
+            let took = since.elapsed();
+            assert!(took < SEEN_WITHIN, "{what} was seen after {took:?}");
+            slowest = slowest.max(took);
+            pool
+        };
+        let node = format!("NodeName={}", cluster.node(2));
+        for (state, gpus) in [("drain", 4), ("resume", 8), ("drain", 4), ("resume", 8), ("down", 4), ("resume", 8)] {
+            let since = Instant::now();
+            cluster.admin(&["scontrol", "update", &node, &format!("State={state}"), "Reason=test"]);
+            let pool = seen(state, since, gpus).await;
+            let problem = (gpus == 4).then_some("1 of 2 nodes are down, drained or reserved");
+            assert_eq!(pool["problem"], json!(problem), "{pool}");
+        }
+        let words = ["sbatch", "--parsable", "--partition=local", "--output=/dev/null", "--gres=gpu:h100:3"];
+        let local = cluster.as_user(FRENCH, &[&words[..], &["--wrap=sleep 1000"]].concat());
+        eventually("the local job runs", async || {
+            (cluster.admin(&["squeue", "--noheader", "--format=%T", "--jobs", &local]) == "RUNNING").then_some(())
+        })
+        .await;
+        let pool = seen("a local job", Instant::now(), 5).await;
+        assert_eq!(pool["problem"], Value::Null, "local users are no problem");
+        assert_eq!(pool["largest_free_on_a_node"], 4);
+        cluster.admin(&["scancel", &local]);
+        seen("its end", Instant::now(), 8).await;
+        eprintln!("the slowest was seen after {slowest:?}");
     })
     .await;
-    let pool = seen("a local job", Instant::now(), 5).await;
-    assert_eq!(pool["problem"], Value::Null, "local users are no problem");
-    assert_eq!(pool["largest_free_on_a_node"], 4);
-    cluster.admin(&["scancel", &local]);
-    seen("its end", Instant::now(), 8).await;
-    eprintln!("the slowest was seen after {slowest:?}");
 }
 
 /// An epilogue that ends when it may: as long as it runs, Slurm has not given the node back.
@@ -327,7 +329,7 @@ async fn two_hundred_tasks_run_once_each_however_often_frances_gateway_is_killed
     eprintln!("{JOBS} tasks, {} kills, {:?}", kills.get(), begun.elapsed());
 }
 
-/// [`ended`] for a task that waits behind many: its turn may come late.
+/// [`ended`], or what was seen last of a task that does not end.
 async fn until_ended(client: &mut Client, id: &str) -> Result<Value, Value> {
     let since = Instant::now();
     let mut seen = Value::Null;
