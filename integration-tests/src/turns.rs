@@ -43,10 +43,15 @@ pub fn shared() -> Shared {
 /// thread. Where the machine itself stood still meanwhile, a failure says nothing of a gateway: then it is measured again.
 pub async fn alone(measure: impl AsyncFn()) {
     let _alone = Alone::begin();
+    tried(measure, watched).await;
+}
+
+/// Measures; `watch` begins to look at the machine, and then says how long it stood still at most.
+async fn tried<Longest: Fn() -> Duration>(measure: impl AsyncFn(), watch: impl Fn() -> Longest) {
     for _ in 1..TRIES {
-        let pauses = Pauses::watch();
+        let longest = watch();
         let Err(failure) = AssertUnwindSafe(measure()).catch_unwind().await else { return };
-        let longest = pauses.longest();
+        let longest = longest();
         if longest < STOOD_STILL {
             resume_unwind(failure);
         }
@@ -83,28 +88,45 @@ fn open() -> File {
     File::open(program.parent().expect("a folder")).expect("the folder of this program")
 }
 
-/// A thread that does nothing but rest, and sees how much longer that takes than it should.
-struct Pauses(Arc<AtomicU64>);
+/// A thread that does nothing but rest sees how much longer that takes than it should.
+fn watched() -> impl Fn() -> Duration {
+    let longest_ms = Arc::new(AtomicU64::new(0));
+    let seen = Arc::downgrade(&longest_ms);
+    std::thread::spawn(move || {
+        let rest = Duration::from_millis(20);
+        let mut since = Instant::now();
+        while let Some(longest_ms) = seen.upgrade() {
+            let late = since.elapsed().saturating_sub(rest);
+            longest_ms.fetch_max(late.as_millis() as u64, Ordering::Relaxed);
+            since = Instant::now();
+            drop(longest_ms);
+            std::thread::sleep(rest);
+        }
+    });
+    move || Duration::from_millis(longest_ms.load(Ordering::Relaxed))
+}
 
-impl Pauses {
-    fn watch() -> Pauses {
-        let longest = Arc::new(AtomicU64::new(0));
-        let seen = Arc::downgrade(&longest);
-        std::thread::spawn(move || {
-            let rest = Duration::from_millis(20);
-            let mut since = Instant::now();
-            while let Some(longest) = seen.upgrade() {
-                let late = since.elapsed().saturating_sub(rest).as_millis() as u64;
-                longest.fetch_max(late, Ordering::Relaxed);
-                since = Instant::now();
-                drop(longest);
-                std::thread::sleep(rest);
-            }
-        });
-        Pauses(longest)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails so often, on a machine that stands still for so long each time: how often it is tried, and whether it fails.
+    async fn check(failures: usize, stood_still: Duration) -> (usize, bool) {
+        let calls = Cell::new(0);
+        let measure = async || {
+            calls.set(calls.get() + 1);
+            assert!(calls.get() > failures, "a failure that is wanted here");
+        };
+        let outcome = AssertUnwindSafe(tried(measure, || move || stood_still)).catch_unwind().await;
+        (calls.get(), outcome.is_err())
     }
 
-    fn longest(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    #[tokio::test]
+    async fn a_failure_counts_unless_the_machine_stood_still_and_in_the_end_in_any_case() {
+        let short = STOOD_STILL - Duration::from_millis(1);
+        assert_eq!(check(0, STOOD_STILL).await, (1, false));
+        assert_eq!(check(1, short).await, (1, true), "at once");
+        assert_eq!(check(1, STOOD_STILL).await, (2, false), "once more");
+        assert_eq!(check(TRIES, STOOD_STILL).await, (TRIES, true), "not for ever");
     }
 }
