@@ -123,7 +123,8 @@ async fn wait(child: &mut Child, sandbox: Sandbox, stop: &mut Stop) -> io::Resul
     Ok((status, Some(stopped)))
 }
 
-/// Asks a step's processes to end, and waits for it. Each is asked once: what they start to end well is left alone.
+/// Asks a step's processes to end, and waits for it. Once they could hear it they are not asked again: what they start to
+/// end well is left alone.
 async fn ask_to_end(child: &mut Child, pid: Option<i32>, sandbox: Sandbox) -> io::Result<ExitStatus> {
     if sandbox != Sandbox::Bubblewrap {
         terminate_descendants(None);

@@ -5,6 +5,7 @@
 //! In between the first measurement is repeated, because a machine may have other things to do. Tasks wait for a pool that is
 //! full and are cancelled between the phases, as in `place`.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,8 +36,8 @@ pub struct OverloadBench {
     #[arg(long, default_value_t = 40)]
     callers: usize,
     /// Connections of the crowd to each gateway, which carry 100 requests each at once; a face answers 1,024
-    #[arg(long, default_value_t = 32)]
-    connections: usize,
+    #[arg(long, default_value_t = NonZeroUsize::new(32).expect("invariant: it is not zero"))]
+    connections: NonZeroUsize,
     /// Submissions a second of one modest caller; there is one in each state
     #[arg(long, default_value_t = 1.0)]
     modest_rate: f64,
@@ -53,7 +54,7 @@ pub struct OverloadBench {
 /// The phases, one after the other.
 pub(super) async fn measure(laptop: &Laptop, it: &OverloadBench) -> anyhow::Result<Value> {
     fill_the_pool(laptop).await?;
-    let crowd = Crowd::gather(laptop, "crowd", it.callers, it.connections).await?;
+    let crowd = Crowd::gather(laptop, "crowd", it.callers, it.connections.get()).await?;
     let modest = Crowd::gather(laptop, "modest", 1, 1).await?;
     let bound = Duration::from_millis(it.bound_ms);
     // What is used for the first time is slower.
