@@ -387,15 +387,20 @@ impl Federation {
         i32::try_from(pid).expect("a process id")
     }
 
+    /// Panics after [`PATIENCE`].
     fn wait_gone(&mut self, state: &str) {
         let pid = self.pid(state);
-        if let Some(child) = self.restarted.iter_mut().find(|it| it.id() as i32 == pid) {
-            child.wait().expect("a child to wait for");
-        }
         // The first ones are children of `up`, which reaps them.
+        let mut child = self.restarted.iter_mut().find(|it| it.id() as i32 == pid);
         let stat = format!("/proc/{pid}/stat");
-        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
-            std::thread::yield_now();
+        let mut is_gone = || match &mut child {
+            Some(child) => child.try_wait().expect("a child to wait for").is_some(),
+            None => std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")),
+        };
+        let begun = Instant::now();
+        while !is_gone() {
+            assert!(begun.elapsed() < PATIENCE, "the gateway of {state} does not end");
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -8,6 +8,7 @@ mod federation {
     mod descriptors;
     mod environment;
     mod floods;
+    mod hanging;
     mod house;
     mod idle;
     mod kills;

@@ -1,14 +1,20 @@
 //! `entente gateway`: runs one member state's gateway until it is told to stop.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context as _;
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use super::up::StopSignals;
 use crate::config::Config;
 use crate::gateway::Gateway;
+
+/// Between two complaints of a gateway that does not get on with its start.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the gateway. SIGINT, SIGTERM, SIGHUP or SIGQUIT stop it in order, and so does the end of its standard input if it
 /// is to live no longer than that; a failing disk stops it at once.
@@ -21,7 +27,6 @@ pub async fn gateway(config: &Path, while_stdin_is_open: bool, mut stop: StopSig
         .with_ansi(false)
         .log_internal_errors(false)
         .init();
-    let config = Config::read(config)?;
     let mut asked = pin!(async {
         tokio::select! {
             () = stop.asked() => {}
@@ -29,7 +34,7 @@ pub async fn gateway(config: &Path, while_stdin_is_open: bool, mut stop: StopSig
         }
     });
     let gateway = tokio::select! {
-        started = Gateway::start(config) => started?,
+        started = start(config.to_owned()) => started?,
         // What it has begun is as if it had been killed: it finds its way from there whenever it starts again.
         () = &mut asked => return Ok(ExitCode::SUCCESS),
     };
@@ -44,6 +49,17 @@ pub async fn gateway(config: &Path, while_stdin_is_open: bool, mut stop: StopSig
     tracing::info!("stopping");
     gateway.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts it on another thread than the one that waits for signals: what it reads may lie on a disk that does not answer.
+async fn start(config: PathBuf) -> anyhow::Result<Gateway> {
+    let mut starting = tokio::spawn(async move { Gateway::start(Config::read(&config)?).await });
+    loop {
+        match timeout(COMPLAIN_EVERY, &mut starting).await {
+            Ok(started) => return started.context("it broke while it started")?,
+            Err(_) => tracing::warn!("not started yet: do the disks of the files answer that its configuration names?"),
+        }
+    }
 }
 
 /// Resolves when nobody holds the other end of standard input any more. A thread of its own reads: one of the runtime's
