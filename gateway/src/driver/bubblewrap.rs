@@ -115,8 +115,11 @@ pub(super) fn try_out(run_as: Option<RunAs>) -> Result<(), String> {
     let mut words = machine(false);
     devices(&mut words, &[], 0);
     words.add([&"--remount-ro", &"/", &"--", &"/usr/bin/env"]);
-    let mut command = std::process::Command::new("bwrap");
-    command.env_clear().env("PATH", PATH).args(&words.0).stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
+    // Where it runs as this account, what is named by its path is spawned. To search for a name this process would be forked,
+    // with the locks that its other threads hold at that moment, which nobody in the new one lets go.
+    let mut command = std::process::Command::new("/usr/bin/env");
+    command.arg("bwrap").args(&words.0).env_clear().env("PATH", PATH);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
     if let Some(account) = run_as {
         use std::os::unix::process::CommandExt;
         command.uid(account.uid).gid(account.gid);
@@ -124,7 +127,7 @@ pub(super) fn try_out(run_as: Option<RunAs>) -> Result<(), String> {
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(cause) => Err(format!("bwrap does not start: {cause}")),
+        Err(cause) => Err(format!("/usr/bin/env does not start: {cause}")),
     }
 }
 
