@@ -93,7 +93,9 @@ impl Registry {
             Command::Start { job, attempt, at } => attempt::start(self, job, attempt, at),
             Command::Run { job, attempt, at } => attempt::run(self, job, attempt, at),
             Command::Finish { job, attempt, end, at } => attempt::finish(self, job, attempt, end, at),
-            Command::Decline { job, attempt, reason, at } => attempt::decline(self, job, attempt, reason, at),
+            Command::Decline { job, attempt, reason, below, at } => {
+                attempt::decline(self, job, attempt, reason, below, at)
+            }
             Command::PublishBundle(signed) => member::publish_bundle(self, author, signed),
             Command::Attest(it) => silence::attest(self, author, it),
         }

@@ -7,6 +7,7 @@ use certs::{GatewayId, GatewayName};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    candidate::{Candidate, Ceiling},
     command::{Outcome, Rejection},
     grant::Grant,
     id::{JobId, PoolId},
@@ -34,6 +35,8 @@ pub struct Attempt {
     pub ended_at: Option<Timestamp>,
     /// Why the host refused, if it did.
     pub declined: Option<Reason>,
+    /// What home's share of the pool has to be below for the host not to decline.
+    pub below: Option<Ceiling>,
     /// How it ended, if it did and was not declined.
     pub end: Option<End>,
     /// Charged when it ended.
@@ -138,7 +141,7 @@ pub(crate) fn finish(
     let pool = release(registry, id, at, ended_by_itself);
     registry.attempt_mut(id).end = Some(how.clone());
     if may_go_on {
-        try_again(registry, id);
+        try_again(registry, id, pool);
     } else {
         job::end(registry, id, how);
     }
@@ -152,19 +155,19 @@ pub(crate) fn lose(registry: &mut Registry, id: JobId, reason: &str) {
     let last_heard = registry.offers.get(&pool).map_or(Timestamp::default(), |offer| offer.clock);
     release(registry, id, last_heard, false);
     registry.attempt_mut(id).end = Some(End::lost(reason));
-    try_again(registry, id);
+    try_again(registry, id, pool);
 }
 
 /// A job whose attempt was lost gets another one, unless it was cancelled or has had enough of them. The pool that lost
 /// it comes last now: a host that fails at once would have all the attempts otherwise.
-fn try_again(registry: &mut Registry, id: JobId) {
+fn try_again(registry: &mut Registry, id: JobId, lost: PoolId) {
     let revision = registry.revision;
     let job = registry.job_mut(id);
     (job.state, job.changed_at) = (JobState::Queued, revision);
-    let lost = job.attempts.last().map(|attempt| attempt.pool);
-    if let Some(place) = job.candidates.iter().position(|it| Some(*it) == lost) {
+    if let Some(place) = job.candidates.iter().position(|it| it.pool == lost) {
         job.candidates[place..].rotate_left(1);
     }
+    let job = &registry.jobs[&id];
     let (canceled, tried) = (job.cancel_requested, job.attempts.len());
     if canceled {
         job::end(registry, id, End::Canceled);
@@ -180,6 +183,7 @@ pub(crate) fn decline(
     id: JobId,
     attempt: u32,
     reason: Reason,
+    below: Option<Ceiling>,
     at: Timestamp,
 ) -> Result<Outcome, Rejection> {
     let job = current(registry, id, attempt)?;
@@ -192,12 +196,22 @@ pub(crate) fn decline(
     }
 
     let pool = release(registry, id, at, false);
-    registry.attempt_mut(id).declined = Some(reason);
+    let declined = registry.attempt_mut(id);
+    (declined.declined, declined.below) = (Some(reason), below);
     let revision = registry.revision;
     let job = registry.job_mut(id);
     (job.state, job.changed_at) = (JobState::Queued, revision);
-    job.candidates.retain(|candidate| *candidate != pool);
+    let declined = job.candidates.iter().position(|it| it.pool == pool).map(|place| job.candidates.remove(place));
+    // It comes last now, and is believed so often: a host that says the same of every share would have all the attempts.
+    let said = job.attempts.iter().filter(|it| it.pool == pool && it.below.is_some()).count();
+    let stays = below.filter(|_| said <= limits::DECLINES_BELOW_MAX).map(|ceiling| {
+        let known = declined.and_then(|it| it.below);
+        Candidate { pool, below: Some(known.map_or(ceiling, |known| known.min(ceiling))) }
+    });
+    job.candidates.extend(stays);
     let (canceled, tried) = (job.cancel_requested, job.attempts.len());
+    // Who waits there comes before whoever comes back.
+    queue::serve(registry, pool);
     let job = &registry.jobs[&id];
     if canceled {
         job::end(registry, id, End::Canceled);
@@ -206,7 +220,6 @@ pub(crate) fn decline(
     } else {
         job::grant_or_queue(registry, id);
     }
-    queue::serve(registry, pool);
     Ok(Outcome::Done)
 }
 
@@ -229,6 +242,7 @@ pub(crate) fn grant(registry: &mut Registry, id: JobId, pool: PoolId) -> Outcome
         running_at: None,
         ended_at: None,
         declined: None,
+        below: None,
         end: None,
         gpu_seconds: 0,
     });

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::{
     attempt::End,
+    candidate::{Candidate, Ceiling},
     id::{JobId, PoolId, Pseudonym},
     job::JobState,
     offer::{CapacityReport, Offer},
@@ -74,6 +75,8 @@ pub enum Command {
         job: JobId,
         attempt: u32,
         reason: Reason,
+        /// While the job's home holds less of the pool, the host would take the job. It waits for that.
+        below: Option<Ceiling>,
         at: Timestamp,
     },
     /// By the state of the bundle, and signed by its root inside.
@@ -99,7 +102,7 @@ pub struct Submit {
     /// Must never run twice, not even for a moment.
     pub exclusive: bool,
     /// Permitted pools, best first.
-    pub candidates: Vec<PoolId>,
+    pub candidates: Vec<Candidate>,
     /// The pack sequences that the permits were decided on; 0 for a state without a pack.
     pub decided_on: Vec<(MemberState, u64)>,
     pub at: Timestamp,
@@ -110,7 +113,7 @@ pub struct Submit {
 pub struct Rerank {
     pub job: JobId,
     /// Permitted pools, best first. None: nothing that could run the job is permitted any more, and it ends.
-    pub candidates: Vec<PoolId>,
+    pub candidates: Vec<Candidate>,
     pub decided_on: Vec<(MemberState, u64)>,
     /// Why there are no candidates; means nothing when there are.
     pub reason: Option<Reason>,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attempt::{self, Attempt, End},
+    candidate::Candidate,
     command::{Outcome, Rejection, Rerank, Submit},
     id::{JobId, PoolId, Pseudonym},
     limits::{self, count, text},
@@ -77,7 +78,7 @@ pub struct Job {
     pub restartable: bool,
     pub exclusive: bool,
     /// Pools that may still run it, best first.
-    pub candidates: Vec<PoolId>,
+    pub candidates: Vec<Candidate>,
     pub decided_on: Vec<(MemberState, u64)>,
     /// When `candidates` were last set.
     pub decided_at: Revision,
@@ -116,6 +117,11 @@ impl Job {
     /// Whether it may be given to another host and must not run twice: its attempts need leases.
     pub fn is_leased(&self) -> bool {
         self.restartable && self.exclusive
+    }
+
+    /// The candidate that is this pool.
+    pub fn candidate(&self, pool: &PoolId) -> Option<&Candidate> {
+        self.candidates.iter().find(|it| it.pool == *pool)
     }
 
     /// Attempts that their hosts refused.
@@ -193,7 +199,7 @@ pub(crate) fn rerank(registry: &mut Registry, it: Rerank) -> Result<Outcome, Rej
     let kept_free = queue::leave(registry, it.job);
     let revision = registry.revision;
     let job = registry.job_mut(it.job);
-    job.reserved = job.reserved.filter(|pool| it.candidates.contains(pool));
+    job.reserved = job.reserved.filter(|pool| it.candidates.iter().any(|candidate| candidate.pool == *pool));
     (job.candidates, job.decided_on, job.decided_at) = (it.candidates, it.decided_on, revision);
     let outcome = if job.candidates.is_empty() {
         let reason = it.reason.unwrap_or_else(|| "nothing that could run the job is permitted any more".into());
@@ -242,7 +248,7 @@ pub(crate) fn end(registry: &mut Registry, id: JobId, how: End) {
 /// Grants the first candidate that has room, or lets the job wait for all of them.
 pub(crate) fn grant_or_queue(registry: &mut Registry, id: JobId) -> Outcome {
     let candidates = registry.jobs[&id].candidates.clone();
-    match candidates.into_iter().find(|pool| queue::admits(registry, *pool, id)) {
+    match candidates.into_iter().map(|it| it.pool).find(|pool| queue::admits(registry, *pool, id)) {
         Some(pool) => {
             queue::pass_over(registry, pool, id);
             attempt::grant(registry, id, pool)
@@ -254,10 +260,10 @@ pub(crate) fn grant_or_queue(registry: &mut Registry, id: JobId) -> Outcome {
     }
 }
 
-fn check_candidates(registry: &Registry, candidates: &[PoolId], shape: &Shape) -> Result<(), Rejection> {
+fn check_candidates(registry: &Registry, candidates: &[Candidate], shape: &Shape) -> Result<(), Rejection> {
     count(candidates.len(), limits::CANDIDATES_MAX)?;
-    for (place, pool) in candidates.iter().enumerate() {
-        if candidates[..place].contains(pool) {
+    for (place, Candidate { pool, .. }) in candidates.iter().enumerate() {
+        if candidates[..place].iter().any(|it| it.pool == *pool) {
             return Err(Rejection::BadCandidates);
         }
         if !registry.offers.contains_key(pool) {
@@ -272,6 +278,6 @@ fn check_candidates(registry: &Registry, candidates: &[PoolId], shape: &Shape) -
 }
 
 /// Whether a job of that shape could ever run on one of the pools, as they are offered now.
-pub(crate) fn any_suits(registry: &Registry, candidates: &[PoolId], shape: &Shape) -> bool {
-    candidates.iter().any(|pool| registry.offers.get(pool).is_some_and(|offer| offer.misfit(shape).is_none()))
+pub(crate) fn any_suits(registry: &Registry, candidates: &[Candidate], shape: &Shape) -> bool {
+    candidates.iter().any(|it| registry.offers.get(&it.pool).is_some_and(|offer| offer.misfit(shape).is_none()))
 }

@@ -11,6 +11,7 @@ pub mod time;
 
 // The records.
 pub mod attempt;
+pub mod candidate;
 pub mod grant;
 pub mod job;
 pub mod member;
@@ -40,6 +41,7 @@ pub mod raft;
 
 pub use apply::Verdict;
 pub use attempt::{Attempt, End};
+pub use candidate::{Candidate, Ceiling, NotACeiling};
 pub use command::{Batch, Command, Outcome, Rejection, Rerank, Submit};
 pub use due::{Action, due};
 pub use genesis::{BadGenesis, Genesis, GenesisDraft, GenesisMember};

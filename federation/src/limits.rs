@@ -26,6 +26,9 @@ pub const FINISHED_JOBS_PER_STATE_MAX: usize = 2_000;
 pub const CANDIDATES_MAX: usize = 16;
 /// A job that was declined this often has something that no host likes; 8 x ~0.35 KiB = 2.8 KiB.
 pub const ATTEMPTS_MAX: usize = 8;
+/// How often the host of one pool may say of one job that it would take it below a share: once when a pack has moved, and once
+/// when grants and decisions have crossed. The home says it beforehand.
+pub const DECLINES_BELOW_MAX: usize = 2;
 /// Grants to jobs behind the first in line before that one is kept a place free: with grants every few
 /// seconds on a busy pool, minutes; on a quiet one the gang fits anyway.
 pub const PASSED_OVER_MAX: u32 = 32;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
+    candidate::Candidate,
     id::{BadId, FactoryId, PoolId},
     limits::CANDIDATES_MAX,
     offer::{Fit, OfferState},
@@ -62,8 +63,8 @@ impl fmt::Display for Zone {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// Best first; goes into [`crate::Submit`] as it is.
-    pub candidates: Vec<PoolId>,
-    /// How many of them, from the front, have room now.
+    pub candidates: Vec<Candidate>,
+    /// How many of them, from the front, have room now, and a turn.
     pub fit_now: usize,
 }
 
@@ -96,22 +97,32 @@ pub enum NoPlacement {
 /// anything but hosting, does not count. No zones: anywhere. At most [`CANDIDATES_MAX`] are kept.
 pub fn place(
     registry: &Registry,
+    home: MemberState,
     shape: &Shape,
-    permits: &[(PoolId, Permit)],
+    permits: &[(Candidate, Permit)],
     zones: &[Zone],
 ) -> Result<Placement, NoPlacement> {
     let fits = fitting(registry, shape, zones)?;
     let hosts = |permit: &Permit, pool: &PoolId| permit.state == pool.state() && permit.action == policy::Action::Host;
-    let permitted = |pool: &PoolId| permits.iter().any(|(named, permit)| named == pool && hosts(permit, pool));
-    let mut ranked: Vec<_> = fits.into_iter().filter(|(offer, _)| permitted(&offer.offer.pool)).collect();
+    let permitted = |(offer, fit): (&OfferState, Fit)| {
+        let pool = offer.offer.pool;
+        let (candidate, _) = permits.iter().find(|(it, permit)| it.pool == pool && hosts(permit, &pool))?;
+        let when = match fit {
+            Fit::FitsNow if candidate.has_turn(offer, home) => When::Now,
+            Fit::Silent => When::Unknown,
+            _ => When::Later,
+        };
+        Some((rank(offer, when, shape), when, *candidate))
+    };
+    let mut ranked: Vec<_> = fits.into_iter().filter_map(permitted).collect();
     if ranked.is_empty() {
         return Err(NoPlacement::NothingPermitted);
     }
-    ranked.sort_by_cached_key(|(offer, fit)| rank(offer, fit, shape));
+    ranked.sort_unstable_by_key(|(rank, ..)| *rank);
     ranked.truncate(CANDIDATES_MAX);
     Ok(Placement {
-        fit_now: ranked.iter().filter(|(_, fit)| *fit == Fit::FitsNow).count(),
-        candidates: ranked.into_iter().map(|(offer, _)| offer.offer.pool).collect(),
+        fit_now: ranked.iter().filter(|(_, when, _)| *when == When::Now).count(),
+        candidates: ranked.into_iter().map(|(.., candidate)| candidate).collect(),
     })
 }
 
@@ -156,17 +167,24 @@ fn is_known(registry: &Registry, zone: &Zone) -> bool {
     }
 }
 
-fn rank(offer: &OfferState, fit: &Fit, shape: &Shape) -> (u8, u32, u32, u32, Reverse<u32>, PoolId) {
+/// When a permitted pool could run a job.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum When {
+    Now,
+    /// When others have ended, of any state or of the job's own.
+    Later,
+    /// When its gateway is heard again.
+    Unknown,
+}
+
+type Rank = (When, u32, u32, u32, Reverse<u32>, PoolId);
+
+fn rank(offer: &OfferState, when: When, shape: &Shape) -> Rank {
     let terms = &offer.offer;
     let spare_memory_gib =
         if shape.gpus == 0 { 0 } else { terms.model.memory_gib.saturating_sub(shape.memory_gib_min) };
-    let later = match fit {
-        Fit::FitsNow => 0,
-        Fit::Silent => 2,
-        _ => 1,
-    };
     let free = Reverse(offer.ledger.free_gpus());
-    (later, spare_memory_gib, terms.carbon_g_per_kwh, terms.price_milli_eur_per_gpu_hour, free, terms.pool)
+    (when, spare_memory_gib, terms.carbon_g_per_kwh, terms.price_milli_eur_per_gpu_hour, free, terms.pool)
 }
 
 fn obstacle(fit: &Fit) -> NoPlacement {

@@ -2,8 +2,9 @@
 //!
 //! Higher priority first; then the state with the least recent use of the pool (every state has the same
 //! share); then age. A job that fits may go before one that doesn't, but a job that was first in line and passed
-//! over too often has the pool kept free until it fits.
-//! Invariants: after every command, no job waits for a pool that has room for it, unless the pool is kept free
+//! over too often has the pool kept free until it fits. A job has no turn while its home holds as much of the pool as
+//! its ceiling there.
+//! Invariants: after every command, no job waits for a pool that has room for it and a turn, unless the pool is kept free
 //! for another; a queued job stands in the queue of each of its candidates, and no other job in any.
 
 use std::{
@@ -15,6 +16,7 @@ use certs::MemberState;
 
 use crate::{
     attempt,
+    candidate::{Candidate, Ceiling},
     id::{JobId, PoolId},
     job::Job,
     limits::PASSED_OVER_MAX,
@@ -27,17 +29,37 @@ use crate::{
 /// Age: when the job was submitted, and its id among those of the same batch.
 type Ticket = (Revision, JobId);
 
-/// Jobs of one priority and one home, those that need the same together.
+/// Jobs of one priority, one home and one ceiling, those that need the same together.
 type Line = BTreeMap<Need, BTreeSet<Ticket>>;
+
+/// Jobs of one priority and one home, by the percentage that its home's share has to be below.
+type Lines = BTreeMap<u32, Line>;
+
+/// The ceiling of jobs that have none.
+const ANY_SHARE: u32 = u32::MAX;
 
 /// Who waits for one pool. Follows from the jobs and the offer, and is not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Queue {
-    lines: BTreeMap<(Reverse<u8>, MemberState), Line>,
+    lines: BTreeMap<(Reverse<u8>, MemberState), Lines>,
     /// Jobs that name the pool and do not suit its offer as it is now.
     aside: BTreeSet<JobId>,
     /// Jobs that the pool is kept free for, one after the other.
-    reserved: BTreeMap<Ticket, Need>,
+    reserved: BTreeMap<Ticket, Reservation>,
+}
+
+/// What a pool is kept free for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reservation {
+    need: Need,
+    home: MemberState,
+    ceiling: u32,
+}
+
+/// The jobs of one priority and one home that have a turn.
+struct InLine<'a> {
+    lines: &'a Lines,
+    share: u32,
 }
 
 /// The next job to be granted, and the one that was first in line and must wait.
@@ -49,13 +71,14 @@ struct Turn {
 impl Queue {
     /// Jobs that wait here, those that don't suit the offer included.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
-        let in_line = self.lines.values().flat_map(BTreeMap::values).flatten().map(|(_, job)| *job);
+        let in_line = self.lines.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values);
+        let in_line = in_line.flatten().map(|(_, job)| *job);
         in_line.chain(self.aside.iter().copied())
     }
 
     /// GPUs that the jobs in line ask for, and how many jobs they are.
     pub(crate) fn demand(&self) -> (u64, usize) {
-        let needs = self.lines.values().flatten();
+        let needs = self.lines.values().flat_map(BTreeMap::values).flatten();
         needs.fold((0, 0), |(gpus, jobs), (need, tickets)| {
             (gpus + u64::from(need.gpus) * tickets.len() as u64, jobs + tickets.len())
         })
@@ -63,7 +86,7 @@ impl Queue {
 
     /// What the pool is kept free for: the oldest reservation that local users leave room for at all.
     pub(crate) fn kept_for(&self, offer: &OfferState) -> Option<(JobId, Need)> {
-        self.reserved.iter().find(|(_, need)| offer.could_have_room(**need)).map(|((_, job), need)| (*job, *need))
+        self.reserved.iter().find(|(_, it)| it.is_in_effect(offer)).map(|((_, job), it)| (*job, it.need))
     }
 
     fn join(&mut self, job: &Job, pool: PoolId, offer: Option<&OfferState>) {
@@ -72,17 +95,21 @@ impl Queue {
             return;
         }
         let (ticket, need) = (ticket(job), job.shape.need());
-        self.lines.entry(place(job)).or_default().entry(need).or_default().insert(ticket);
+        let lines = self.lines.entry(place(job)).or_default();
+        lines.entry(ceiling(job, pool)).or_default().entry(need).or_default().insert(ticket);
         if job.reserved == Some(pool) {
-            self.reserved.insert(ticket, need);
+            self.reserved.insert(ticket, Reservation::of(job, pool));
         }
     }
 
-    fn leave(&mut self, job: &Job) {
-        let (ticket, need) = (ticket(job), job.shape.need());
+    fn leave(&mut self, job: &Job, pool: PoolId) {
+        let (ticket, need, ceiling) = (ticket(job), job.shape.need(), ceiling(job, pool));
         self.aside.remove(&job.id);
         self.reserved.remove(&ticket);
-        let Some(line) = self.lines.get_mut(&place(job)) else {
+        let Some(lines) = self.lines.get_mut(&place(job)) else {
+            return;
+        };
+        let Some(line) = lines.get_mut(&ceiling) else {
             return;
         };
         let Some(tickets) = line.get_mut(&need) else {
@@ -93,6 +120,9 @@ impl Queue {
             line.remove(&need);
         }
         if line.is_empty() {
+            lines.remove(&ceiling);
+        }
+        if lines.is_empty() {
             self.lines.remove(&place(job));
         }
     }
@@ -101,17 +131,17 @@ impl Queue {
         self.lines.is_empty() && self.aside.is_empty()
     }
 
-    /// The lines in the order of their turns.
-    fn turns(&self, offer: &OfferState) -> Vec<&Line> {
+    /// Those in line in the order of their turns.
+    fn turns(&self, offer: &OfferState) -> Vec<InLine<'_>> {
         let mut turns: Vec<_> =
-            self.lines.iter().map(|(place, line)| (place.0, offer.weight(place.1), place.1, line)).collect();
+            self.lines.iter().map(|(place, lines)| (place.0, offer.weight(place.1), place.1, lines)).collect();
         turns.sort_unstable_by_key(|(priority, weight, home, _)| (*priority, *weight, *home));
-        turns.into_iter().map(|(.., line)| line).collect()
+        turns.into_iter().map(|(.., home, lines)| InLine { lines, share: offer.share_percent(home) }).collect()
     }
 
     /// The GPU job whose turn it is, whether it fits now or not.
     fn first(&self, offer: &OfferState) -> Option<JobId> {
-        self.turns(offer).into_iter().find_map(|line| first_of(line, offer)).map(|(_, job)| job)
+        self.turns(offer).into_iter().find_map(|it| it.first(offer)).map(|(_, job)| job)
     }
 
     fn next(&self, offer: &OfferState) -> Option<Turn> {
@@ -125,15 +155,39 @@ impl Queue {
         }
         let may_go = |need: &Need| offer.has_room(*need) && (need.gpus == 0 || kept_for.is_none());
         let mut first = None;
-        for line in self.turns(offer) {
-            first = first.or_else(|| first_of(line, offer));
-            if let Some(ticket) = oldest(line, may_go) {
-                let takes_gpus = line.iter().any(|(need, tickets)| need.gpus > 0 && tickets.contains(&ticket));
+        for in_line in self.turns(offer) {
+            first = first.or_else(|| in_line.first(offer));
+            if let Some((ticket, takes_gpus)) = in_line.oldest(may_go) {
                 let passed_over = first.filter(|first| *first != ticket && takes_gpus).map(|(_, job)| job);
                 return Some(Turn { job: ticket.1, passed_over });
             }
         }
         None
+    }
+}
+
+impl InLine<'_> {
+    /// The first GPU job that local users leave room for: who could not have had the GPUs is not passed over.
+    fn first(&self, offer: &OfferState) -> Option<Ticket> {
+        self.oldest(|need| need.gpus > 0 && offer.could_have_room(*need)).map(|(ticket, _)| ticket)
+    }
+
+    /// The first of those that may go, and whether it takes GPUs.
+    fn oldest(&self, may: impl Fn(&Need) -> bool) -> Option<(Ticket, bool)> {
+        let with_a_turn = self.lines.range(self.share.saturating_add(1)..).flat_map(|(_, line)| line);
+        let first_of_each = with_a_turn.filter(|(need, _)| may(need));
+        first_of_each.filter_map(|(need, tickets)| Some((*tickets.first()?, need.gpus > 0))).min()
+    }
+}
+
+impl Reservation {
+    fn of(job: &Job, pool: PoolId) -> Reservation {
+        Reservation { need: job.shape.need(), home: job.home, ceiling: ceiling(job, pool) }
+    }
+
+    /// Whether local users leave room for the job, and its home's share a turn.
+    fn is_in_effect(&self, offer: &OfferState) -> bool {
+        offer.could_have_room(self.need) && offer.share_percent(self.home) < self.ceiling
     }
 }
 
@@ -143,7 +197,11 @@ pub(crate) fn admits(registry: &Registry, pool: PoolId, id: JobId) -> bool {
         return false;
     };
     let need = job.shape.need();
-    offer.has_room(need) && offer.misfit(&job.shape).is_none() && (need.gpus == 0 || !is_kept_free(registry, pool))
+    let has_turn = offer.share_percent(job.home) < ceiling(job, pool);
+    has_turn
+        && offer.has_room(need)
+        && offer.misfit(&job.shape).is_none()
+        && (need.gpus == 0 || !is_kept_free(registry, pool))
 }
 
 /// Whether somebody was passed over so often that the pool is kept free for it.
@@ -170,7 +228,7 @@ pub(crate) fn pass_over(registry: &mut Registry, pool: PoolId, id: JobId) {
 /// Lets a queued job wait for all its candidates.
 pub(crate) fn join(registry: &mut Registry, id: JobId) {
     let job = &registry.jobs[&id];
-    for pool in &job.candidates {
+    for Candidate { pool, .. } in &job.candidates {
         registry.derived.queues.entry(*pool).or_default().join(job, *pool, registry.offers.get(pool));
     }
     registry.derived.waiting.entry(job.home).or_default().insert((job.decided_at, id));
@@ -179,9 +237,9 @@ pub(crate) fn join(registry: &mut Registry, id: JobId) {
 /// Takes a job out of all its queues; names the pool that was kept free for it, which may now serve others.
 pub(crate) fn leave(registry: &mut Registry, id: JobId) -> Option<PoolId> {
     let job = &registry.jobs[&id];
-    for pool in &job.candidates {
+    for Candidate { pool, .. } in &job.candidates {
         let queue = registry.derived.queues.get_mut(pool).expect("invariant: a queued job stands in every queue");
-        queue.leave(job);
+        queue.leave(job, *pool);
         if queue.is_empty() {
             registry.derived.queues.remove(pool);
         }
@@ -234,33 +292,28 @@ fn was_passed_over(registry: &mut Registry, pool: PoolId, id: JobId) {
     }
     let job = registry.job_mut(id);
     job.reserved = Some(pool);
-    let (ticket, need) = (ticket(job), job.shape.need());
+    let (ticket, reservation) = (ticket(job), Reservation::of(job, pool));
     if let Some(queue) = before.and_then(|before| registry.derived.queues.get_mut(&before)) {
         queue.reserved.remove(&ticket);
     }
     let queue = registry.derived.queues.get_mut(&pool).expect("invariant: who is first in line stands in the queue");
-    queue.reserved.insert(ticket, need);
+    queue.reserved.insert(ticket, reservation);
 }
 
-/// Whether a reservation is in effect: the job suits the pool, and local users leave room for it.
+/// Whether a reservation is in effect: the job suits the pool, local users leave room for it, and its home's share a turn.
 fn is_kept_free_for(registry: &Registry, pool: PoolId, id: JobId) -> bool {
-    let need = registry.jobs[&id].shape.need();
-    let reserves = |queue: &Queue| queue.reserved.contains_key(&ticket(&registry.jobs[&id]));
-    let has_room = |offer: &OfferState| offer.could_have_room(need);
-    registry.derived.queues.get(&pool).is_some_and(reserves) && registry.offers.get(&pool).is_some_and(has_room)
-}
-
-/// The first GPU job in line that local users leave room for: who could not have had the GPUs is not passed over.
-fn first_of(line: &Line, offer: &OfferState) -> Option<Ticket> {
-    oldest(line, |need| need.gpus > 0 && offer.could_have_room(*need))
-}
-
-fn oldest(line: &Line, may: impl Fn(&Need) -> bool) -> Option<Ticket> {
-    line.iter().filter(|(need, _)| may(need)).filter_map(|(_, tickets)| tickets.first()).min().copied()
+    let reservation = |queue: &Queue| queue.reserved.get(&ticket(&registry.jobs[&id])).copied();
+    let reserved = registry.derived.queues.get(&pool).and_then(reservation);
+    reserved.zip(registry.offers.get(&pool)).is_some_and(|(it, offer)| it.is_in_effect(offer))
 }
 
 fn place(job: &Job) -> (Reverse<u8>, MemberState) {
     (Reverse(job.priority), job.home)
+}
+
+/// What the share of the job's home has to be below.
+fn ceiling(job: &Job, pool: PoolId) -> u32 {
+    job.candidate(&pool).and_then(|it| it.below).map_or(ANY_SHARE, Ceiling::percent)
 }
 
 fn ticket(job: &Job) -> Ticket {

@@ -1,6 +1,7 @@
 //! Explanations: every pool of the federation with what each state and the capacity say of a job.
 
-use federation::{Attempt, End, Fit, PoolId, Registry};
+use certs::MemberState;
+use federation::{Attempt, Ceiling, End, Fit, Job, NoPlacement, Placement, PoolId, Registry};
 use policy::{Answer, DenialReason, Rule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,6 +18,17 @@ pub struct PoolAnswers {
     pub export: Answer,
     /// Does the host take it?
     pub host: Answer,
+    /// If both permit it only below a share of home's.
+    pub limit: Option<LimitAnswer>,
+}
+
+/// From which share of home's on a pool is denied, and who denies it then.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LimitAnswer {
+    /// What home has to hold less than.
+    pub below: Ceiling,
+    /// The denial from there on.
+    pub denial: Answer,
 }
 
 /// The answers behind verdicts.
@@ -25,12 +37,25 @@ pub fn answers(verdicts: &Verdicts) -> Vec<PoolAnswers> {
         pool: it.pool,
         export: Answer::from(&*it.export),
         host: Answer::from(&*it.host),
+        limit: it.limit.as_ref().map(|it| LimitAnswer { below: it.below, denial: Answer::from(&*it.denial) }),
     };
     verdicts.pools.iter().map(of).collect()
 }
 
-/// Every pool with both states' answers, and whether the job fits there now.
-pub fn pools(registry: &Registry, pools: &[PoolAnswers], requirements: &Requirements) -> Value {
+/// Every pool with both states' answers, and whether a job of this home fits there now. `job`: the job, if there is one and it
+/// waits.
+pub fn pools(
+    registry: &Registry,
+    pools: &[PoolAnswers],
+    home: MemberState,
+    job: Option<&Job>,
+    requirements: &Requirements,
+) -> Value {
+    // Its candidates may have been decided again since the answers were kept.
+    let below = |it: &PoolAnswers| match job {
+        Some(job) => job.candidate(&it.pool)?.below,
+        None => Some(it.limit.as_ref()?.below),
+    };
     let one = |it: &PoolAnswers| {
         json!({
             "pool": it.pool,
@@ -38,7 +63,8 @@ pub fn pools(registry: &Registry, pools: &[PoolAnswers], requirements: &Requirem
             "permitted": it.export.permitted && it.host.permitted,
             "export": answer(&it.export),
             "host": answer(&it.host),
-            "capacity": capacity(registry, &it.pool, requirements),
+            "limit": it.limit.as_ref().map(limit),
+            "capacity": capacity(registry, &it.pool, home, below(it), requirements),
         })
     };
     pools.iter().map(one).collect()
@@ -51,16 +77,36 @@ pub fn attempt(attempt: &Attempt) -> Value {
         "pool": attempt.pool,
         "gpus": attempt.grant.gpus,
         "granted_at_revision": attempt.granted_at.0,
-        "declined": attempt.declined,
+        "declined": declined(attempt),
         "end": attempt.end.as_ref().map(end),
     })
 }
 
-/// One line for people that says how a dry run ends.
-pub fn summary(permitted: usize, placement: Result<&PoolId, String>) -> String {
-    match placement {
-        Ok(first) => format!("{permitted} pool(s) are permitted by both states; the first choice is {first}"),
-        Err(reason) => reason,
+/// Why its host gave an attempt back, and what the job waits for there.
+pub fn declined(attempt: &Attempt) -> Option<String> {
+    let reason = attempt.declined.as_ref()?;
+    Some(match attempt.below {
+        Some(below) => format!("{reason}; it is taken while its home holds less than {below} of the pool"),
+        None => reason.to_string(),
+    })
+}
+
+/// One line for people that says how a dry run of a job of this home ends.
+pub fn summary(
+    registry: &Registry,
+    home: MemberState,
+    permitted: usize,
+    placed: Result<Placement, NoPlacement>,
+) -> String {
+    let first = match placed {
+        Ok(placement) => placement.candidates[0],
+        Err(reason) => return reason.to_string(),
+    };
+    let pool = first.pool;
+    if registry.offer(&pool).is_some_and(|offer| first.has_turn(offer, home)) {
+        format!("{permitted} pool(s) are permitted by both states; the first choice is {pool}")
+    } else {
+        format!("{home} holds as much of {pool} as it may; a task waits until it holds less there")
     }
 }
 
@@ -117,14 +163,31 @@ fn reason(reason: &DenialReason) -> String {
     }
 }
 
-fn capacity(registry: &Registry, pool: &PoolId, requirements: &Requirements) -> String {
+fn limit(limit: &LimitAnswer) -> Value {
+    json!({"below_percent": limit.below.percent(), "denial": answer(&limit.denial)})
+}
+
+fn capacity(
+    registry: &Registry,
+    pool: &PoolId,
+    home: MemberState,
+    below: Option<Ceiling>,
+    requirements: &Requirements,
+) -> String {
     let zones = &requirements.zones;
     if !zones.is_empty() && !zones.iter().any(|zone| zone.contains(pool)) {
         return "outside the zones that the task names".into();
     }
-    match registry.fit(pool, &requirements.shape) {
-        None => "not offered any more".into(),
-        Some(fit) => match fit {
+    let Some(offer) = registry.offer(pool) else {
+        return "not offered any more".into();
+    };
+    let share = offer.share_percent(home);
+    match (registry.fit(pool, &requirements.shape), below) {
+        (None, _) => "not offered any more".into(),
+        (Some(Fit::FitsNow | Fit::FitsLater { .. }), Some(below)) if share >= below.percent() => {
+            format!("fits when {home} holds less than {below} of its GPUs; it holds {share} %")
+        }
+        (Some(fit), _) => match fit {
             Fit::FitsNow => "fits now".into(),
             Fit::FitsLater { free } => format!("fits when others have ended; {free} GPUs are free"),
             Fit::Silent => "fits when its gateway is heard again; a majority of the states hears nothing of it".into(),

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use certs::{Caller, Digest, GatewayId};
+use certs::{Caller, Digest, GatewayId, MemberState};
 use federation::raft::Consensus;
 use federation::{
     Command, JobId, NoPlacement, Outcome, Placement, Pseudonym, Reason, Registry, Rejection, Rerank, Revision, Submit,
@@ -26,7 +26,7 @@ use crate::proposer::{NotCommitted, Proposer};
 use crate::stages::{Stage, Stages};
 use crate::store::{Change, Ended, RememberedKey, Store, Summary, TaskRecord};
 use crate::tes::{Requirements, Submission};
-use crate::verdicts::{Judge, Question, Shares, Verdicts};
+use crate::verdicts::{Judge, Question, Unread, Verdicts};
 
 /// A pack that changes this often during one submission is reported, not chased.
 const STALE_RETRIES: usize = 3;
@@ -169,9 +169,9 @@ impl Home {
     }
 
     /// What every state would say, without any effect.
-    pub fn explain(&self, caller: &Caller, requirements: &Requirements) -> Arc<Verdicts> {
+    pub fn explain(&self, caller: &Caller, requirements: &Requirements) -> Result<Arc<Verdicts>, Problem> {
         let question = Question::new(facts(caller), &requirements.shape, &requirements.labels);
-        self.judge.verdicts(&self.consensus, &question, Shares::Now)
+        Ok(self.judge.verdicts(&self.consensus, &question)?)
     }
 
     /// Decides again for a queued job whose packs or pools have moved. One that is permitted nowhere any more ends.
@@ -187,9 +187,10 @@ impl Home {
             .ok()
             .and_then(|it| it.requirements().ok())
             .map_or(vec![], |it| it.zones);
-        let verdicts = self.judge.verdicts(&self.consensus, &question, Shares::AtRest);
+        let verdicts = self.judge.verdicts(&self.consensus, &question)?;
         let permits = verdicts.permits();
-        let placed = self.consensus.read(|registry| federation::place(registry, &queued.shape, &permits, &zones));
+        let placed =
+            self.consensus.read(|registry| federation::place(registry, queued.home, &queued.shape, &permits, &zones));
         let (candidates, reason) = match placed {
             Ok(placement) => (placement.candidates, None),
             Err(none) => (vec![], Some(Reason::new(&format!("no pool may run it any more: {none}")))),
@@ -239,12 +240,12 @@ impl Home {
         question: &Question,
         requirements: &Requirements,
     ) -> Result<(Arc<Verdicts>, Placement), Problem> {
-        let verdicts = self.judge.verdicts(&self.consensus, question, Shares::Now);
-        let permits = verdicts.permits();
+        let verdicts = self.judge.verdicts(&self.consensus, question)?;
+        let (home, permits) = (question.researcher.home, verdicts.permits());
         self.consensus.read(|registry| {
-            match federation::place(registry, &requirements.shape, &permits, &requirements.zones) {
+            match federation::place(registry, home, &requirements.shape, &permits, &requirements.zones) {
                 Ok(placement) => Ok((verdicts, placement)),
-                Err(reason) => Err(no_placement(registry, &verdicts, requirements, &reason)),
+                Err(reason) => Err(no_placement(registry, &verdicts, home, requirements, &reason)),
             }
         })
     }
@@ -386,13 +387,20 @@ pub fn now() -> Timestamp {
     Timestamp(since.as_millis() as u64)
 }
 
+impl From<Unread> for Problem {
+    fn from(unread: Unread) -> Problem {
+        Problem::new(Code::Overloaded, unread.to_string())
+    }
+}
+
 fn no_placement(
     registry: &Registry,
     verdicts: &Verdicts,
+    home: MemberState,
     requirements: &Requirements,
     reason: &NoPlacement,
 ) -> Problem {
-    let pools = crate::explain::pools(registry, &crate::explain::answers(verdicts), requirements);
+    let pools = crate::explain::pools(registry, &crate::explain::answers(verdicts), home, None, requirements);
     match reason {
         NoPlacement::NothingPermitted => Problem::new(
             Code::EveryStateDenied,

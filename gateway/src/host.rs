@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 
 use certs::{Digest, Envelope, GatewayId};
 use federation::raft::Consensus;
-use federation::{Action, Command, End, Job, JobId, JobState, Mandate, Outcome, PoolId, Rejection, Timestamp};
+use federation::{Action, Ceiling, Command, End, Job, JobId, JobState, Mandate, Outcome, PoolId, Rejection, Timestamp};
 use futures_util::stream::{self, StreamExt};
-use policy::Decision;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +24,10 @@ use tokio_util::task::TaskTracker;
 use self::claims::{Claims, Subject};
 use crate::driver::{AttemptStatus, Driver, DriverError, WorkOrder, lease};
 use crate::home::{Home, now};
-use crate::orders::{NoOrder, Order, Orders};
+use crate::orders::{HomesAnswer, NoOrder, Order, Orders};
 use crate::proposer::{NotCommitted, Proposer};
 use crate::tes::Submission;
-use crate::verdicts::{Judge, Question};
+use crate::verdicts::{Judge, Question, Unread};
 
 mod claims;
 #[cfg(test)]
@@ -82,6 +81,8 @@ enum Undone {
     NoOrder(#[from] NoOrder),
     #[error(transparent)]
     Driver(#[from] DriverError),
+    #[error(transparent)]
+    Unread(#[from] Unread),
     #[error("the order is wrong: {0}")]
     WrongOrder(String),
     #[error("no report of this gateway was committed lately, and the job must not run twice")]
@@ -213,7 +214,7 @@ impl Host {
         };
         let work = match self.permitted_work(&record, attempt, claims).await? {
             Ok(work) => work,
-            Err(reason) => return self.decline(job, attempt, &reason).await,
+            Err(refusal) => return self.decline(job, attempt, &refusal).await,
         };
         self.lease(&record)?;
         self.commit(Command::Start { job, attempt, at: now() }).await?;
@@ -232,7 +233,7 @@ impl Host {
             AttemptStatus::Unknown if record.state == JobState::Starting => {
                 match self.permitted_work(&record, attempt, claims).await? {
                     Ok(work) => self.hand_over(job, attempt, work).await,
-                    Err(reason) => self.decline(job, attempt, &reason).await,
+                    Err(refusal) => self.decline(job, attempt, &refusal).await,
                 }
             }
             // It ran, and its factory has lost every trace of it: it must not run a second time.
@@ -270,7 +271,7 @@ impl Host {
             // Made impossible here, and killed before the registry heard why.
             return match record.state {
                 JobState::Running => self.finish(record.id, attempt, End::lost(LOST)).await,
-                _ => self.decline(record.id, attempt, "the factory gave it back before it ran").await,
+                _ => self.decline(record.id, attempt, &"the factory gave it back before it ran".into()).await,
             };
         }
         if let (JobState::Starting, Some(started_ms)) = (record.state, started_ms) {
@@ -332,9 +333,10 @@ impl Host {
 
     /// From here on this attempt never runs, whatever is said later: the decline may be committed long after its answer was
     /// lost, and would end the attempt if it had been started meanwhile.
-    async fn decline(&self, job: JobId, attempt: u32, reason: &str) -> Result<(), Undone> {
+    async fn decline(&self, job: JobId, attempt: u32, refusal: &Refusal) -> Result<(), Undone> {
         self.driver.cancel(&job, attempt).await?;
-        self.commit(Command::Decline { job, attempt, reason: reason.into(), at: now() }).await
+        let (reason, below) = (refusal.reason.as_str().into(), refusal.below);
+        self.commit(Command::Decline { job, attempt, reason, below, at: now() }).await
     }
 
     async fn finish(&self, job: JobId, attempt: u32, end: End) -> Result<(), Undone> {
@@ -376,9 +378,13 @@ impl Host {
         record: &Job,
         attempt: u32,
         claims: &Claims,
-    ) -> Result<Result<WorkOrder, String>, Undone> {
+    ) -> Result<Result<WorkOrder, Refusal>, Undone> {
         let order = match self.orders.fetch(record, attempt).await {
-            Ok(order) => order,
+            Ok(HomesAnswer::Order(order)) => order,
+            Ok(HomesAnswer::Below(below)) => {
+                let reason = format!("{} does not let it leave while it holds so much of the pool", record.home);
+                return Ok(Err(Refusal { reason, below: Some(below) }));
+            }
             Err(refused) if refused.is_final() => {
                 tracing::warn!(job = %record.id, %refused, "declined: home refuses the order");
                 return Ok(Err("the job's home does not hand it over".into()));
@@ -405,11 +411,11 @@ impl Host {
         if record.holding().is_some_and(|attempt| attempt.leased && !kept(&attempt.pool)) {
             return Ok(Err("the pool does not keep leases any more, and the job must not run twice".into()));
         }
-        if let Some(reason) = self.refusal(record, &checked.question) {
-            return Ok(Err(reason));
+        if let Some(refusal) = self.refusal(record, &checked.question)? {
+            return Ok(Err(refusal));
         }
         if let Err(reason) = self.driver.check(&checked.work) {
-            return Ok(Err(reason));
+            return Ok(Err(reason.into()));
         }
         Ok(Ok(checked.work))
     }
@@ -430,12 +436,15 @@ impl Host {
     }
 
     /// The binding decision: this state's live pack, and the share that home held before this attempt.
-    fn refusal(&self, job: &Job, question: &Question) -> Option<String> {
-        match self.judge.decide_as_host(&self.consensus, job, question).as_deref() {
-            None => Some("the pool is not offered any more".into()),
-            Some(Decision::Permit(_)) => None,
-            Some(denial) => Some(crate::explain::denial(&policy::Answer::from(denial))),
-        }
+    fn refusal(&self, job: &Job, question: &Question) -> Result<Option<Refusal>, Unread> {
+        let Some(binding) = self.judge.decide_as_host(&self.consensus, job, question)? else {
+            return Ok(Some("the pool is not offered any more".into()));
+        };
+        let denied = || Refusal {
+            reason: crate::explain::denial(&policy::Answer::from(&*binding.decision)),
+            below: binding.below,
+        };
+        Ok((!binding.decision.is_permit()).then(denied))
     }
 
     /// Ends what the driver holds and the registry does not know as current, and forgets what nobody asks for any more.
@@ -483,6 +492,25 @@ impl Host {
 struct Checked {
     question: Question,
     work: WorkOrder,
+}
+
+/// Why this state does not run an attempt.
+struct Refusal {
+    reason: String,
+    /// It would, while home holds less of the pool than this.
+    below: Option<Ceiling>,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Refusal {
+        Refusal { reason, below: None }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(reason: &str) -> Refusal {
+        reason.to_owned().into()
+    }
 }
 
 /// Something to do, what it is about, and the home whose order it needs.

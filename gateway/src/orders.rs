@@ -9,17 +9,16 @@ use std::time::Duration;
 
 use certs::{GatewayId, SigningKey};
 use federation::raft::Consensus;
-use federation::{Job, JobId, Mandate, Revision};
+use federation::{Ceiling, Job, JobId, Mandate, Revision};
 use http::{HeaderName, Method, Request, StatusCode};
 use http_body_util::Full;
-use policy::Decision;
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{AttemptRecord, Driver, DriverError, LogChunk, LogStream};
 use crate::home::now;
 use crate::peer::{Lane, PeerError, Peers};
 use crate::store::Store;
-use crate::verdicts::{Judge, Question};
+use crate::verdicts::{Binding, Judge, Question};
 
 /// An order is one task: 4 MiB at most, and the other side may be busy.
 pub const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,6 +35,15 @@ pub struct Order {
     pub mandate: Vec<u8>,
     /// The payload; its digest is in the registry.
     pub payload: Vec<u8>,
+}
+
+/// What home says to the host of an attempt.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum HomesAnswer {
+    /// Its order.
+    Order(Order),
+    /// Its pack lets the job leave while home holds less of the pool than this.
+    Below(Ceiling),
 }
 
 /// A piece of one of an attempt's streams, as it travels.
@@ -109,7 +117,7 @@ impl Orders {
     }
 
     /// Fetches the order of an attempt from the job's home.
-    pub async fn fetch(&self, job: &Job, attempt: u32) -> Result<Order, NoOrder> {
+    pub async fn fetch(&self, job: &Job, attempt: u32) -> Result<HomesAnswer, NoOrder> {
         let home = GatewayId { state: job.home, name: job.home_gateway.clone() };
         if home == self.me {
             return self.give(&self.me, job.id, attempt);
@@ -119,7 +127,7 @@ impl Orders {
     }
 
     /// The order of an attempt for the gateway that hosts it; nobody else gets it.
-    pub fn give(&self, to: &GatewayId, job: JobId, attempt: u32) -> Result<Order, NoOrder> {
+    pub fn give(&self, to: &GatewayId, job: JobId, attempt: u32) -> Result<HomesAnswer, NoOrder> {
         let not_yours = NoOrder::NotYours { job, attempt };
         let (record, pool, federation, epoch) = self
             .consensus
@@ -136,9 +144,11 @@ impl Orders {
             .map_err(|failed| NoOrder::Here(failed.to_string()))?
             .ok_or(NoOrder::NotYours { job, attempt })?;
         let question = Question::new(task.researcher.clone(), &record.shape, &record.labels);
-        let decision = self.judge.decide_as_home(&self.consensus, &record, &question);
-        if !matches!(decision.as_deref(), Some(Decision::Permit(_))) {
-            return Err(NoOrder::Denied { home: record.home, job, attempt });
+        let decided = self.judge.decide_as_home(&self.consensus, &record, &question);
+        match decided.map_err(|unread| NoOrder::Here(unread.to_string()))? {
+            Some(Binding { decision, .. }) if decision.is_permit() => {}
+            Some(Binding { below: Some(below), .. }) => return Ok(HomesAnswer::Below(below)),
+            _ => return Err(NoOrder::Denied { home: record.home, job, attempt }),
         }
         let mandate = Mandate {
             job,
@@ -154,7 +164,7 @@ impl Orders {
             issued_at: now(),
         };
         let sealed = mandate.seal(federation, epoch, 0, &self.signing).map_err(|bad| NoOrder::Here(bad.to_string()))?;
-        Ok(Order { mandate: sealed.as_bytes().to_vec(), payload: task.payload })
+        Ok(HomesAnswer::Order(Order { mandate: sealed.as_bytes().to_vec(), payload: task.payload }))
     }
 
     /// What the host knows of the job's decisive attempt; `None` if it never got to a driver.

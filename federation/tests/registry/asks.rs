@@ -1,7 +1,7 @@
 //! What states may ask in a random history, right or wrong.
 
 use federation::{
-    Attest, CapacityReport, Command, End, Job, JobId, NodeCount, Reason, Registry, Rerank, Revision, Timestamp,
+    Attest, CapacityReport, Ceiling, Command, End, Job, JobId, NodeCount, Reason, Registry, Rerank, Revision, Timestamp,
 };
 use proptest::{prelude::*, sample::Index};
 
@@ -40,6 +40,7 @@ pub enum Ask {
         priority: u8,
         first: usize,
         both: bool,
+        below: [Option<u32>; 2],
     },
     /// To one pool, or to none.
     Rerank {
@@ -67,6 +68,7 @@ pub enum Ask {
     },
     Decline {
         job: Index,
+        below: Option<u32>,
     },
     /// A transition by a state or for an attempt that may be wrong.
     Wrong {
@@ -85,15 +87,15 @@ pub fn asks() -> impl Strategy<Value = Ask> {
         3 => (one(), 0u32..5, 0u32..9).prop_map(|(pool, nodes, gpus)| Ask::Report { pool, nodes, gpus }),
         4 => (one(), any::<bool>(), any::<bool>()).prop_map(|(by, late, gone)| Ask::Attest { by, late, gone }),
         1 => one().prop_map(|of| Ask::Pack { of }),
-        16 => (one(), 0u32..20, 0u32..3, 4u8..7, 0usize..3, any::<bool>())
-            .prop_map(|(by, gpus, nodes, priority, first, both)| Ask::Submit { by, gpus, nodes, priority, first, both }),
+        16 => (one(), 0u32..20, 0u32..3, 4u8..7, 0usize..3, any::<bool>(), prop::array::uniform2(prop::option::weighted(0.3, 1u32..101)))
+            .prop_map(|(by, gpus, nodes, priority, first, both, below)| Ask::Submit { by, gpus, nodes, priority, first, both, below }),
         2 => (one(), prop::option::of(one())).prop_map(|(job, to)| Ask::Rerank { job, to }),
         1 => (one(), one()).prop_map(|(job, by)| Ask::Resubmit { job, by }),
         2 => one().prop_map(|which| Ask::Replay { which }),
         2 => one().prop_map(|job| Ask::Cancel { job }),
         8 => one().prop_map(|job| Ask::Step { job }),
         8 => (one(), one()).prop_map(|(job, how)| Ask::Finish { job, how }),
-        2 => one().prop_map(|job| Ask::Decline { job }),
+        2 => (one(), prop::option::of(1u32..101)).prop_map(|(job, below)| Ask::Decline { job, below }),
         3 => (one(), one(), 0u32..4, one()).prop_map(|(job, by, attempt, kind)| Ask::Wrong { job, by, attempt, kind }),
     ]
 }
@@ -141,17 +143,20 @@ fn of_home(ask: &Ask, registry: &Registry, at: Timestamp, nth: u64) -> Option<(S
             let heard_at = if *late { Revision(1) } else { registry.heard_at(&about) };
             (by.get(&STATES).to_string(), Command::Attest(Attest { about, heard_at, gone: *gone }))
         }
-        Ask::Submit { by, gpus, nodes, priority, first, both } => {
+        Ask::Submit { by, gpus, nodes, priority, first, both, below } => {
             let mut candidates = vec![pool(POOLS[*first])];
             candidates.extend(both.then(|| pool("b")).filter(|other| *other != candidates[0]));
             let mut it = submit(JobId::new(nth, [3; 10]), *gpus, candidates);
+            for (candidate, below) in it.candidates.iter_mut().zip(below) {
+                candidate.below = below.and_then(|it| Ceiling::parse(it).ok());
+            }
             (it.shape.nodes, it.priority, it.at) = (*nodes, *priority, at);
             (it.restartable, it.exclusive) = (*gpus % 3 > 0, *gpus % 2 > 0);
             (by.get(&STATES).to_string(), Command::Submit(it))
         }
         Ask::Rerank { job, to } => {
             let job = pick(registry, job)?;
-            let candidates = to.iter().map(|to| pool(to.get::<&str>(&POOLS))).collect();
+            let candidates = to.iter().map(|to| pool(to.get::<&str>(&POOLS)).into()).collect();
             let it = Rerank { job: job.id, candidates, decided_on: vec![], reason: None };
             (job.home.to_string(), Command::Rerank(it))
         }
@@ -168,7 +173,7 @@ fn of_home(ask: &Ask, registry: &Registry, at: Timestamp, nth: u64) -> Option<(S
 }
 
 fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Command)> {
-    let (Ask::Step { job } | Ask::Finish { job, .. } | Ask::Decline { job } | Ask::Wrong { job, .. }) = ask else {
+    let (Ask::Step { job } | Ask::Finish { job, .. } | Ask::Decline { job, .. } | Ask::Wrong { job, .. }) = ask else {
         return None;
     };
     let known = pick(registry, job)?;
@@ -179,7 +184,7 @@ fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Com
             Command::Start { job, attempt, at },
             Command::Run { job, attempt, at },
             Command::Finish { job, attempt, end: End::Complete, at },
-            Command::Decline { job, attempt, reason: Reason::new(&"x".repeat(300)), at },
+            Command::Decline { job, attempt, reason: Reason::new(&"x".repeat(300)), below: None, at },
             Command::Cancel { job, at },
         ];
         return Some((by.get(&STATES).to_string(), kind.get(&kinds).clone()));
@@ -193,7 +198,10 @@ fn of_host(ask: &Ask, registry: &Registry, at: Timestamp) -> Option<(String, Com
             let ends = [End::Complete, failed, End::system_error("broken"), End::lost("lost"), End::Canceled, never];
             Command::Finish { job, attempt, end: how.get(&ends).clone(), at }
         }
-        Ask::Decline { .. } => Command::Decline { job, attempt, reason: "full".into(), at },
+        Ask::Decline { below, .. } => {
+            let below = below.and_then(|it| Ceiling::parse(it).ok());
+            Command::Decline { job, attempt, reason: "full".into(), below, at }
+        }
         _ if current.started_at.is_some() => Command::Run { job, attempt, at },
         _ => Command::Start { job, attempt, at },
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use certs::MemberState;
-use federation::{Fit, JobState, PoolId, Registry, Revision};
+use federation::{Candidate, Fit, JobState, PoolId, Registry, Revision};
 
 /// Panics when the ledgers differ from the jobs, a pool is oversold, or a job waits in front of room.
 #[track_caller]
@@ -44,7 +44,9 @@ pub fn audit(registry: &Registry) {
         assert_eq!(free, it.ledger.free_gpus());
     }
     for job in registry.jobs().filter(|job| job.state == JobState::Queued) {
-        let idle = job.candidates.iter().find(|pool| registry.fit(pool, &job.shape) == Some(Fit::FitsNow));
+        let has_turn = |it: &Candidate| registry.offer(&it.pool).is_some_and(|offer| it.has_turn(offer, job.home));
+        let has_room = |it: &Candidate| registry.fit(&it.pool, &job.shape) == Some(Fit::FitsNow);
+        let idle = job.candidates.iter().find(|it| has_room(it) && has_turn(it));
         assert_eq!(idle, None, "{} waits for a pool that has room", job.id);
     }
 }

@@ -2,8 +2,8 @@
 
 use certs::GatewayName;
 use federation::{
-    Attempt, Command, End, FactoryId, FactoryName, Grant, Job, JobId, JobState, Outcome, PoolId, PoolName, Pseudonym,
-    Reason, Rejection, Revision, Shape, Timestamp, limits,
+    Attempt, Candidate, Ceiling, Command, End, FactoryId, FactoryName, Grant, Job, JobId, JobState, Outcome, PoolId,
+    PoolName, Pseudonym, Reason, Rejection, Revision, Shape, Timestamp, limits,
 };
 use policy::{DataClass, Labels, Purpose};
 
@@ -97,6 +97,7 @@ fn largest_job() -> Job {
         running_at: Some(at),
         ended_at: Some(at),
         declined: Some(reason()),
+        below: Some(Ceiling::parse(100).unwrap()),
         end: None,
         gpu_seconds: u64::MAX,
     };
@@ -128,7 +129,7 @@ fn largest_job() -> Job {
         priority: limits::PRIORITY_MAX,
         restartable: true,
         exclusive: true,
-        candidates: vec![pool; limits::CANDIDATES_MAX],
+        candidates: vec![Candidate { pool, below: Some(Ceiling::parse(100).unwrap()) }; limits::CANDIDATES_MAX],
         decided_on: vec![(state("FI"), u64::MAX); limits::MEMBERS_MAX],
         decided_at: revision,
         state: JobState::Failed,

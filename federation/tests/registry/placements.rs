@@ -1,7 +1,9 @@
 //! Where a job should go, and why nowhere.
 
 use certs::GatewayName;
-use federation::{Command, Fit, NoPlacement, Offer, PoolId, Shape, Timestamp, Zone, place, placement::verdicts};
+use federation::{
+    Candidate, Ceiling, Command, Fit, NoPlacement, Offer, PoolId, Shape, Timestamp, Zone, place, placement::verdicts,
+};
 use policy::{
     Action, ContextFacts, DataClass, Decision, FactoryFacts, JobFacts, Labels, Pack, PackSource, Permit, Purpose,
     Request, ResearcherFacts, decide,
@@ -76,11 +78,11 @@ fn shape(gpus: u32, memory_gib_min: u32) -> Shape {
 /// Places a shape with every pool permitted; the answer in words.
 fn placed(shape: &Shape, zones: &[&str]) -> String {
     let world = world();
-    let permits: Vec<_> = world.registry.offers().map(|it| (it.offer.pool, permit(&it.offer.pool))).collect();
+    let permits: Vec<_> = world.registry.offers().map(|it| (it.offer.pool.into(), permit(&it.offer.pool))).collect();
     let zones: Vec<Zone> = zones.iter().map(|zone| Zone::parse(zone).unwrap()).collect();
-    match place(&world.registry, shape, &permits, &zones) {
+    match place(&world.registry, state("FR"), shape, &permits, &zones) {
         Ok(placement) => {
-            let names: Vec<&str> = placement.candidates.iter().map(|pool| pool.name.as_str()).collect();
+            let names: Vec<&str> = placement.candidates.iter().map(|it| it.pool.name.as_str()).collect();
             format!("{} now: {}", placement.fit_now, names.join(" "))
         }
         Err(nowhere) => nowhere.to_string(),
@@ -112,13 +114,31 @@ fn nowhere_has_a_reason() {
 #[test]
 fn only_the_hosts_own_permit_counts() {
     let registry = world().registry;
-    let try_with = |permits: &[(PoolId, Permit)]| place(&registry, &shape(4, 0), permits, &[]);
+    let try_with = |permits: &[(PoolId, Permit)]| {
+        let permits: Vec<_> = permits.iter().map(|(pool, permit)| ((*pool).into(), permit.clone())).collect();
+        place(&registry, state("FR"), &shape(4, 0), &permits, &[])
+    };
     assert_eq!(try_with(&[]), Err(NoPlacement::NothingPermitted));
     assert_eq!(try_with(&[(pool("plain"), permit(&german()))]), Err(NoPlacement::NothingPermitted));
     let export = permit_to(Action::Export, &pool("plain"));
     assert_eq!(try_with(&[(pool("plain"), export)]), Err(NoPlacement::NothingPermitted));
     let one = try_with(&[(pool("plain"), permit(&pool("plain")))]).unwrap();
-    assert_eq!(one.candidates, vec![pool("plain")]);
+    assert_eq!(one.candidates, vec![pool("plain").into()]);
+}
+
+#[test]
+fn what_is_below_no_ceiling_now_is_for_later() {
+    let world = World::new().tell("offer 10x8; offer 8 on x; submit a 48");
+    let mut permits = ["main", "x"].map(|name| (Candidate::from(pool(name)), permit(&pool(name))));
+    let mut now = |home: &str, percent| {
+        permits[0].0.below = Some(Ceiling::parse(percent).unwrap());
+        let placed = place(&world.registry, state(home), &shape(4, 0), &permits, &[]).unwrap();
+        let names: Vec<_> = placed.candidates.iter().map(|it| it.pool.name.to_string()).collect();
+        format!("{} now: {}", placed.fit_now, names.join(" "))
+    };
+    assert_eq!(now("FR", 61), "2 now: main x");
+    assert_eq!(now("FR", 60), "1 now: x main");
+    assert_eq!(now("DE", 60), "2 now: main x");
 }
 
 #[test]
@@ -143,9 +163,9 @@ fn a_silent_host_comes_last_and_is_called_so() {
     let busy = Offer { pool: pool("busy"), served_by: GatewayName::parse("gw-2").unwrap(), ..known };
     world.commit("FI", vec![Command::PublishOffer(busy)]);
     world.commit("FI", vec![Command::Submit(submit(federation::JobId::new(1, [1; 10]), 8, vec![pool("busy")]))]);
-    let permits = ["main", "busy"].map(|name| (pool(name), permit(&pool(name))));
-    let placed = place(&world.registry, &shape(8, 0), &permits, &[]).unwrap();
-    assert_eq!((placed.candidates, placed.fit_now), (vec![pool("busy"), pool("main")], 0));
+    let permits = ["main", "busy"].map(|name| (pool(name).into(), permit(&pool(name))));
+    let placed = place(&world.registry, state("FR"), &shape(8, 0), &permits, &[]).unwrap();
+    assert_eq!((placed.candidates, placed.fit_now), (vec![pool("busy").into(), pool("main").into()], 0));
 }
 
 #[test]

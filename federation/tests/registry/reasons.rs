@@ -29,7 +29,8 @@ fn a_reason_that_somebody_sends_is_one_or_is_refused() {
 #[test]
 fn an_envelope_with_too_long_a_reason_is_refused() {
     let mut world = World::new().tell("offer 8; submit a 8");
-    let decline = |job: JobId| Command::Decline { job, attempt: 1, reason: Reason::new("?"), at: Timestamp(1) };
+    let decline =
+        |job: JobId| Command::Decline { job, attempt: 1, reason: Reason::new("?"), below: None, at: Timestamp(1) };
     let sound = Batch(vec![decline(world.jobs["a"])]).to_bytes();
     // The same bytes with 201 of `?` where one was: the length is a varint of two bytes.
     let place = sound.windows(2).position(|pair| pair == [1, b'?']).unwrap();

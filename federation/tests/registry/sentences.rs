@@ -1,8 +1,8 @@
 //! The sentences that tests tell a [`World`], and the facts that they expect of it.
 
 use federation::{
-    Action, Attest, CapacityReport, Command, End, JobId, JobState, NodeCount, PoolId, Reason, Rerank, Revision,
-    Timestamp, due,
+    Action, Attest, Candidate, CapacityReport, Ceiling, Command, End, JobId, JobState, NodeCount, PoolId, Reason,
+    Rerank, Revision, Timestamp, due,
 };
 
 use crate::world::{HOST, POOL, World, offer, pack_of, pool, state, submit};
@@ -21,6 +21,12 @@ impl<'a> Sentence<'a> {
 
     fn pools(&self) -> Vec<PoolId> {
         self.after("on").unwrap_or(POOL).split('+').map(pool).collect()
+    }
+
+    /// The pools, all with the same ceiling if one is said.
+    fn candidates(&self) -> Vec<Candidate> {
+        let below = self.after("below").map(|percent| Ceiling::parse(percent.parse().unwrap()).unwrap());
+        self.pools().into_iter().map(|pool| Candidate { pool, below }).collect()
     }
 }
 
@@ -57,7 +63,7 @@ impl World {
                 let sequence = self.registry.pack(state(HOST)).map_or(0, |pack| pack.sequence);
                 let decided_on = vec![(state(HOST), it.number("decided", sequence as u32).into())];
                 let nowhere = it.0.get(2) == Some(&"nowhere");
-                let candidates = if nowhere { vec![] } else { it.pools() };
+                let candidates = if nowhere { vec![] } else { it.candidates() };
                 let reason = it.after("because").map(Reason::new);
                 ("FR", Command::Rerank(Rerank { job: self.jobs[it.0[1]], candidates, decided_on, reason }))
             }
@@ -95,6 +101,7 @@ impl World {
         let job = JobId::new(self.jobs.len() as u64 + 1, [0; 10]);
         self.jobs.insert(it.0[1].into(), job);
         let mut submit = submit(job, it.0[2].parse().unwrap(), it.pools());
+        submit.candidates = it.candidates();
         submit.shape.nodes = it.number("nodes", 0);
         submit.shape.walltime_s = it.number("for", 3_600);
         submit.shape.memory_gib_min = it.number("memory", 0);
@@ -121,7 +128,10 @@ impl World {
             "cancel" => (home.as_str(), vec![Command::Cancel { job, at }]),
             "start" => (HOST, vec![start]),
             "run" => (HOST, vec![run]),
-            "decline" => (HOST, vec![Command::Decline { job, attempt, reason: "no".into(), at }]),
+            "decline" => {
+                let below = detail.strip_prefix("below-").map(|it| Ceiling::parse(it.parse().unwrap()).unwrap());
+                (HOST, vec![Command::Decline { job, attempt, reason: "no".into(), below, at }])
+            }
             // As a host would: whatever is missing before the end, in the same batch.
             "finish" if state == JobState::Granted => (HOST, vec![start, run, end(End::Complete)]),
             "finish" if state == JobState::Starting => (HOST, vec![run, end(End::Complete)]),

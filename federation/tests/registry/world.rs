@@ -162,7 +162,7 @@ pub fn submit(job: JobId, gpus: u32, candidates: Vec<PoolId>) -> Submit {
         priority: 5,
         restartable: true,
         exclusive: false,
-        candidates,
+        candidates: candidates.into_iter().map(Into::into).collect(),
         decided_on: vec![],
         at: Timestamp(0),
     }

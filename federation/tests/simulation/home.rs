@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use certs::Digest;
 use federation::{
-    Command, Job, JobId, Outcome, Placement, PoolId, Pseudonym, PublishPack, Reason, Registry, Rejection, Rerank,
-    Revision, Shape, Submit,
+    Candidate, Ceiling, Command, Job, JobId, Outcome, Placement, Pseudonym, PublishPack, Reason, Registry, Rejection,
+    Rerank, Revision, Shape, Submit,
 };
 use policy::{Action, DataClass, Permit};
 
@@ -25,8 +25,6 @@ use crate::{
 const STALE_RETRIES: usize = 3;
 const SUBMIT_TIMEOUT_MS: u64 = 1_400;
 const READ_YOUR_WRITE_MS: u64 = 200;
-/// Shares are told to packs in steps.
-const SHARE_STEP_PERCENT: u32 = 5;
 const LOOK_EVERY_MS: u64 = 200;
 const TICK_MS: u64 = 2_000;
 /// The gateway waits ten minutes; here every envelope has come after [`SUBMIT_TIMEOUT_MS`] and the longest delay.
@@ -198,21 +196,25 @@ impl Gateway {
     }
 
     fn decide_and_place(&self, submission: &Submission) -> Option<Placement> {
-        let permits = self.permitted_pools(submission.class, true);
-        self.read(|registry| federation::place(registry, &submission.shape(), &permits, &[])).ok()
+        let permits = self.permitted_pools(submission.class);
+        self.read(|registry| federation::place(registry, self.state(), &submission.shape(), &permits, &[])).ok()
     }
 
-    /// The pools that home lets it leave for and that take it. `with_shares`: as the shares are now; else at rest.
-    fn permitted_pools(&self, class: DataClass, with_shares: bool) -> Vec<(PoolId, Permit)> {
+    /// The pools that home lets it leave for and that take it, below which share of home's.
+    fn permitted_pools(&self, class: DataClass) -> Vec<(Candidate, Permit)> {
         let home = self.state();
         self.read(|registry| {
             let both = registry.offers().filter_map(|it| {
                 let (pool, host) = (it.offer.pool, it.offer.pool.state());
-                let share =
-                    if with_shares { it.share_percent(home) / SHARE_STEP_PERCENT * SHARE_STEP_PERCENT } else { 0 };
                 let question = Question { home, class };
-                packs::permit(registry, home, Action::Export, question, host, share)?;
-                Some((pool, packs::permit(registry, host, Action::Host, question, host, share)?))
+                let at = |share| {
+                    packs::permit(registry, home, Action::Export, question, host, share)?;
+                    packs::permit(registry, host, Action::Host, question, host, share)
+                };
+                let permit = at(0)?;
+                let below = (1..=100).find(|share| at(*share).is_none());
+                let below = below.map(|it| Ceiling::parse(it).expect("a percentage"));
+                Some((Candidate { pool, below }, permit))
             });
             both.collect()
         })
@@ -224,8 +226,8 @@ impl Gateway {
         let Some(queued) = self.read(|registry| registry.job_arc(&job)).filter(|_| known) else {
             return Ok(());
         };
-        let permits = self.permitted_pools(queued.labels.data_class, false);
-        let placed = self.read(|registry| federation::place(registry, &queued.shape, &permits, &[]));
+        let permits = self.permitted_pools(queued.labels.data_class);
+        let placed = self.read(|registry| federation::place(registry, queued.home, &queued.shape, &permits, &[]));
         let (candidates, reason) = match placed {
             Ok(placement) => (placement.candidates, None),
             Err(none) => (vec![], Some(Reason::new(&format!("no pool may run it any more: {none}")))),

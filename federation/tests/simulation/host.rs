@@ -5,7 +5,7 @@
 //! Invariant: the mistakes in here are the planted ones.
 
 use certs::Digest;
-use federation::{Action, Command, End, Job, JobId, JobState, Outcome, PoolId, due};
+use federation::{Action, Ceiling, Command, End, Job, JobId, JobState, Outcome, PoolId, due};
 use policy::Action as Asked;
 
 use crate::{
@@ -128,7 +128,7 @@ impl Gateway {
         };
         let work = match self.permitted_work(&record, attempt).await? {
             Ok(work) => work,
-            Err(reason) => return self.decline(job, attempt, reason).await,
+            Err(refusal) => return self.decline(job, attempt, refusal).await,
         };
         self.lease(&record)?;
         self.say_of(Command::Start { job, attempt, at: self.now() }).await?;
@@ -163,14 +163,14 @@ impl Gateway {
     async fn start_again(&self, record: &Job, attempt: u32) -> Result<(), Undone> {
         match self.permitted_work(record, attempt).await? {
             Ok(work) => self.hand_over(record.id, attempt, work).await,
-            Err(reason) => self.decline(record.id, attempt, reason).await,
+            Err(refusal) => self.decline(record.id, attempt, refusal).await,
         }
     }
 
     /// What the planted bug does with an attempt that its driver has, once its pack has moved.
     async fn decline_unstopped(&self, record: &Job, attempt: u32) -> Result<(), Undone> {
         if self.has(Bug::HostDeclinesUnstopped) && record.state == JobState::Starting && !self.permits(record) {
-            return self.decline(record.id, attempt, "the pack has moved").await;
+            return self.decline(record.id, attempt, "the pack has moved".into()).await;
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl Gateway {
         if end == End::Canceled && !record.cancel_requested {
             return match record.state {
                 JobState::Running => self.finish(record.id, attempt, End::lost("lost")).await,
-                _ => self.decline(record.id, attempt, "the factory gave it back before it ran").await,
+                _ => self.decline(record.id, attempt, "the factory gave it back before it ran".into()).await,
             };
         }
         if let (JobState::Starting, Some(started_ms)) = (record.state, started_ms)
@@ -247,11 +247,12 @@ impl Gateway {
     }
 
     /// From here on this attempt never runs, whatever is said later.
-    async fn decline(&self, job: JobId, attempt: u32, reason: &str) -> Result<(), Undone> {
+    async fn decline(&self, job: JobId, attempt: u32, refusal: Refusal) -> Result<(), Undone> {
         if !self.has(Bug::HostDeclinesUnstopped) {
             self.cancel_at_driver((job, attempt)).await;
         }
-        self.say_of(Command::Decline { job, attempt, reason: reason.into(), at: self.now() }).await
+        let Refusal { reason, below } = refusal;
+        self.say_of(Command::Decline { job, attempt, reason: reason.into(), below, at: self.now() }).await
     }
 
     async fn finish(&self, job: JobId, attempt: u32, end: End) -> Result<(), Undone> {
@@ -287,23 +288,24 @@ impl Gateway {
     }
 
     /// The work of an attempt, if home and this state's live pack let it run here; else why not.
-    async fn permitted_work(&self, record: &Job, attempt: u32) -> Result<Result<Work, &'static str>, Undone> {
+    async fn permitted_work(&self, record: &Job, attempt: u32) -> Result<Result<Work, Refusal>, Undone> {
         let order = match self.fetch(record, attempt).await {
             Ok(order) => order,
-            Err(NoOrder::Final) => return Ok(Err("the job's home does not hand it over")),
+            Err(NoOrder::Final) => return Ok(Err("the job's home does not hand it over".into())),
             Err(NoOrder::NotNow) if self.is_patience_over(record.id, attempt) => {
-                return Ok(Err(OUT_OF_PATIENCE));
+                return Ok(Err(OUT_OF_PATIENCE.into()));
             }
             Err(NoOrder::NotNow) => return Err(Undone::NoOrder),
         };
         self.note_order((record.id, attempt), record);
         if !matches(&order, record) {
-            return Ok(Err("the order that the job's home gave does not match the registry"));
+            return Ok(Err("the order that the job's home gave does not match the registry".into()));
         }
         self.memory.borrow_mut().unanswered.remove(&(record.id, attempt));
         let was_started = self.has(Bug::HostDecidesOnlyOnce) && record.state == JobState::Starting;
         if !self.permits(record) && !self.has(Bug::HostDoesNotDecide) && !was_started {
-            return Ok(Err("the pack does not permit it"));
+            let below = self.read(|registry| below(registry, record));
+            return Ok(Err(Refusal { reason: "the pack does not permit it", below }));
         }
         Ok(Ok(work(record, attempt, &order)))
     }
@@ -350,15 +352,36 @@ impl Gateway {
     }
 }
 
+/// Why a host does not run an attempt, and below which share of home's it would.
+struct Refusal {
+    reason: &'static str,
+    below: Option<Ceiling>,
+}
+
+impl From<&'static str> for Refusal {
+    fn from(reason: &'static str) -> Refusal {
+        Refusal { reason, below: None }
+    }
+}
+
 /// What the host's pack in a registry says of a job's current attempt.
 pub fn permits(registry: &federation::Registry, job: &Job) -> bool {
+    job.attempt().is_some_and(|it| permits_at(registry, job, registry.share_percent_before(&it.pool, &job.id)))
+}
+
+fn permits_at(registry: &federation::Registry, job: &Job, share: u32) -> bool {
     let Some(pool) = job.attempt().map(|attempt| attempt.pool) else {
         return false;
     };
     let (host, question) = (pool.state(), Question { home: job.home, class: job.labels.data_class });
-    let share = registry.share_percent_before(&pool, &job.id);
     let offered = registry.offer(&pool).is_some();
     offered && packs::permit(registry, host, Asked::Host, question, host, share).is_some()
+}
+
+/// The least share that is denied, if less is permitted.
+fn below(registry: &federation::Registry, job: &Job) -> Option<Ceiling> {
+    let first_denied = (0..=100).find(|share| !permits_at(registry, job, *share))?;
+    Ceiling::parse(first_denied).ok()
 }
 
 fn matches(order: &Order, job: &Job) -> bool {

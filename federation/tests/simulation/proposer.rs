@@ -185,7 +185,7 @@ fn names(commands: &[Command]) -> String {
             format!("report {}", lent.join("+"))
         }
         Command::Submit(it) => {
-            let pools: Vec<&str> = it.candidates.iter().map(|pool| pool.factory.state.as_str()).collect();
+            let pools: Vec<&str> = it.candidates.iter().map(|it| it.pool.factory.state.as_str()).collect();
             format!("submit {} {} GPUs to {}", it.job, it.shape.gpus, pools.join(" "))
         }
         Command::Rerank(it) => format!("rerank {} to {} pools", it.job, it.candidates.len()),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use federation::{End, Job, Outcome, Registry, Rejection};
+use federation::{Attempt, End, Job, Outcome, Registry, Rejection};
 
 use crate::{history::History, host::OUT_OF_PATIENCE, invariants::is_superseded, log::Log};
 
@@ -28,6 +28,7 @@ impl Sights {
         let ended = |how: fn(&End) -> bool| jobs(head, |job| job.end.as_ref().is_some_and(how));
         let declined = head.jobs().map(|job| job.declines().count() as u64).sum();
         let reasons = head.jobs().flat_map(Job::declines).filter_map(|attempt| attempt.declined.as_deref());
+        let declined_above = head.jobs().flat_map(Job::declines).filter(|it| it.below.is_some()).count() as u64;
         let impatient = reasons.filter(|reason| *reason == OUT_OF_PATIENCE).count() as u64;
         let outrun = history.handed_over.iter().filter(|it| it.order.is_some_and(|order| !order.permitted_in_log));
         let overtaken = history.handed_over.iter().filter(|it| !it.permitted_by_then).count() as u64;
@@ -43,6 +44,8 @@ impl Sights {
             .with("tried again", jobs(head, |job| job.attempts.len() > 1))
             .with("declined", declined)
             .with("declined without an order", impatient)
+            .with("waited and ran below a share", jobs(head, ran_below_a_share))
+            .with("declined above a share", declined_above)
             .with("canceled", ended(|end| *end == End::Canceled))
             .with("complete", ended(|end| *end == End::Complete))
             .with("not permitted", ended(|end| matches!(end, End::NotPermitted { .. })))
@@ -87,6 +90,12 @@ impl fmt::Display for Sights {
         let each: Vec<String> = self.0.iter().map(|(what, number)| format!("{what} {number}")).collect();
         out.write_str(&each.join(", "))
     }
+}
+
+/// It ran where its home's share is bounded, and not at once.
+fn ran_below_a_share(job: &Job) -> bool {
+    let bounded = |it: &Attempt| job.candidate(&it.pool).is_some_and(|candidate| candidate.below.is_some());
+    job.attempts.iter().any(|it| it.running_at.is_some() && it.granted_at > job.submitted_at && bounded(it))
 }
 
 fn jobs(head: &Registry, is: impl Fn(&Job) -> bool) -> u64 {

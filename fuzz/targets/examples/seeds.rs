@@ -341,7 +341,7 @@ fn submit(job: JobId, gpus: u32, pool: PoolId) -> Submit {
         priority: 5,
         restartable: true,
         exclusive: false,
-        candidates: vec![pool],
+        candidates: vec![pool.into()],
         decided_on: vec![(cast::france(), 1)],
         at: Timestamp(0),
     }

@@ -12,7 +12,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use bytes::Bytes;
 use certs::{Caller, Digest, Role};
-use federation::{Job, JobId, JobState, Pseudonym, Registry};
+use federation::{Candidate, Job, JobId, JobState, Pseudonym, Registry};
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, HeaderName};
 use serde::Deserialize;
@@ -226,13 +226,16 @@ pub async fn why(
     let stored = api.store.explanation(&record.explanation)?.unwrap_or_else(|| b"[]".to_vec());
     let pools: Vec<explain::PoolAnswers> = serde_json::from_slice(&stored).map_err(|_| unreadable("verdicts"))?;
     let requirements = submission_of(&record)?.requirements()?;
-    let read = |registry: &Registry| (registry.revision().0, explain::pools(registry, &pools, &requirements));
-    let (revision, shown) = api.consensus.read(read);
+    let (revision, shown, summary) = api.consensus.read(|registry| {
+        let waits = seen.job.as_deref().filter(|job| job.state == JobState::Queued);
+        let shown = explain::pools(registry, &pools, record.researcher.home, waits, &requirements);
+        (registry.revision().0, shown, seen.summary(registry))
+    });
     let attempts: Vec<Value> = seen.job.iter().flat_map(|job| &job.attempts).map(explain::attempt).collect();
     Ok(Json(json!({
         "task": record.job,
         "state": seen.state(),
-        "summary": seen.summary(),
+        "summary": summary,
         "attempts": attempts,
         "pools": shown,
         "revision": revision,
@@ -247,14 +250,13 @@ pub async fn explain(
 ) -> Result<Json<Value>, Problem> {
     let room = api.documents.room(body.len()).await?;
     let (_room, _, requirements) = understood(room, body).await?;
-    let verdicts = api.home.explain(&caller, &requirements);
+    let verdicts = api.home.explain(&caller, &requirements)?;
     let answer = api.consensus.read(|registry| {
-        let permits = verdicts.permits();
-        let placed = federation::place(registry, &requirements.shape, &permits, &requirements.zones);
-        let placed = placed.as_ref().map_err(ToString::to_string);
+        let (home, permits) = (caller.state, verdicts.permits());
+        let placed = federation::place(registry, home, &requirements.shape, &permits, &requirements.zones);
         json!({
-            "summary": explain::summary(permits.len(), placed.map(|it| &it.candidates[0])),
-            "pools": explain::pools(registry, &explain::answers(&verdicts), &requirements),
+            "summary": explain::summary(registry, home, permits.len(), placed),
+            "pools": explain::pools(registry, &explain::answers(&verdicts), home, None, &requirements),
             "revision": registry.revision().0,
         })
     });
@@ -382,13 +384,20 @@ impl Seen {
         show(submission, Known { id: record.job.to_string(), state, created_at: record.created_at, logs }, view)
     }
 
-    fn summary(&self) -> String {
+    fn summary(&self, registry: &Registry) -> String {
         let Some(job) = &self.job else {
             return self.given_up.unwrap_or("the registry has not shown this task yet").into();
         };
         let at = job.attempt().map(|attempt| attempt.pool.to_string()).unwrap_or_default();
         match job.state {
-            JobState::Queued => format!("waits for room in one of {} permitted pools", job.candidates.len()),
+            JobState::Queued => {
+                let has_turn =
+                    |it: &&Candidate| registry.offer(&it.pool).is_none_or(|offer| it.has_turn(offer, job.home));
+                match job.candidates.iter().filter(has_turn).count() {
+                    0 => format!("waits until {} holds less of the pools that it may run in", job.home),
+                    pools => format!("waits for room in one of {pools} permitted pools"),
+                }
+            }
             JobState::Granted | JobState::Starting => format!("has its GPUs in {at} and is being started"),
             JobState::Running => format!("runs in {at}"),
             JobState::Complete => format!("ran in {at} and is complete"),

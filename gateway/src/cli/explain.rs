@@ -79,11 +79,14 @@ fn verdict(decision: &Value) -> String {
 fn rules(pools: &[Value]) -> Vec<String> {
     let mut lines = std::collections::BTreeSet::new();
     for pool in pools {
-        for side in ["export", "host"] {
-            let decision = &pool[side];
+        let limit = &pool["limit"];
+        let from = limit["below_percent"].as_u64().map(|percent| format!(" from {percent} % of a pool on"));
+        let sides =
+            [(&pool["export"], ""), (&pool["host"], ""), (&limit["denial"], from.as_deref().unwrap_or_default())];
+        for (decision, from) in sides {
             for rule in decision["rules"].as_array().map_or(&[][..], Vec::as_slice) {
                 lines.insert(format!(
-                    "  {} {}: {}\n      {}\n",
+                    "  {} {}{from}: {}\n      {}\n",
                     cell(&decision["state"]),
                     cell(&rule["id"]),
                     plain(rule["title"].as_str().unwrap_or_default()),

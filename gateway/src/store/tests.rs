@@ -81,6 +81,7 @@ pub fn lost(number: u8) -> Job {
         running_at: None,
         ended_at: Some(Timestamp(9)),
         declined: None,
+        below: None,
         end: Some(end.clone()),
         gpu_seconds: 0,
     };
@@ -104,7 +105,7 @@ pub fn lost(number: u8) -> Job {
         priority: 0,
         restartable: false,
         exclusive: false,
-        candidates: vec![pool],
+        candidates: vec![pool.into()],
         decided_on: vec![],
         decided_at: Revision(1),
         state: JobState::Failed,

@@ -6,6 +6,7 @@ use federation::{Attempt, End, Job, Timestamp};
 use super::model::{ExecutorLog, OutputFileLog, TaskLog};
 use super::view::rfc3339;
 use crate::driver::{AttemptRecord, ExecutorRecord, OutputRecord};
+use crate::explain;
 
 /// The task's log, from what the registry says of the job, what its host reports of the attempt, and what was dropped
 /// from the task when it was accepted. Nothing as long as there is nothing to say.
@@ -50,7 +51,7 @@ pub fn given_up(notes: &[String]) -> Vec<TaskLog> {
 }
 
 fn declined(attempt: &Attempt) -> Option<String> {
-    let reason = attempt.declined.as_ref()?;
+    let reason = explain::declined(attempt)?;
     Some(format!("attempt {} on {} was declined: {reason}", attempt.number, attempt.pool))
 }
 

@@ -18,6 +18,7 @@ use super::founding::{bundle_after, envelope, gateway, genesis, key, sealed};
 use super::hindsight::{offer, submit};
 use super::script::everybody;
 use crate::attempt::End;
+use crate::candidate::Ceiling;
 use crate::command::{Batch, Command, Rerank};
 use crate::id::{JobId, PoolId};
 use crate::offer::{CapacityReport, NodeCount};
@@ -156,11 +157,14 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("finish-lost", Command::Finish { job, attempt: 1, end: lost, at }),
         ("publish-bundle", Command::PublishBundle(bundle_after(&bundle))),
         ("rerank", Command::Rerank(rerank)),
-        ("decline", Command::Decline { job, attempt: 1, reason: reason.clone(), at }),
+        (
+            "decline",
+            Command::Decline { job, attempt: 1, reason: reason.clone(), below: Some(Ceiling::parse(60).unwrap()), at },
+        ),
         ("publish-pack", Command::PublishPack(PublishPack { sequence: 1, previous: None, source })),
         ("publish-offer", Command::PublishOffer(offer(pool, 1, 2))),
         ("report-capacity", Command::ReportCapacity(CapacityReport { pool, lendable, at, problem: Some(reason) })),
-        ("submit", Command::Submit(submit(job, 4, vec![pool], decided_on))),
+        ("submit", Command::Submit(submit(job, 4, vec![pool.into()], decided_on))),
         ("attest", attest()),
     ]
 }

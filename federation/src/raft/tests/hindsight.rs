@@ -7,6 +7,7 @@ use policy::{DataClass, Labels, PackSource, Purpose};
 
 use super::founding::{STATES, bundle_after, gateway, genesis, key, sealed};
 use crate::apply::Verdict;
+use crate::candidate::Candidate;
 use crate::command::{Command, Rerank, Submit};
 use crate::id::{JobId, PoolId, Pseudonym};
 use crate::job::JobState;
@@ -87,7 +88,7 @@ impl Life {
         match (held, state, self.below(8)) {
             (_, _, 0) => (text(home), Command::Cancel { job, at }),
             (Some((host, attempt)), JobState::Granted, 1) => {
-                (text(host), Command::Decline { job, attempt, reason: Reason::new("busy"), at })
+                (text(host), Command::Decline { job, attempt, reason: Reason::new("busy"), below: None, at })
             }
             (Some((host, attempt)), JobState::Granted, _) => (text(host), Command::Start { job, attempt, at }),
             (Some((host, attempt)), JobState::Starting, _) => (text(host), Command::Run { job, attempt, at }),
@@ -100,8 +101,8 @@ impl Life {
     }
 
     /// Every pool, on the packs as they are.
-    fn decided(&self) -> (Vec<PoolId>, Vec<(MemberState, u64)>) {
-        let candidates = self.registry.offers().map(|it| it.offer.pool).collect();
+    fn decided(&self) -> (Vec<Candidate>, Vec<(MemberState, u64)>) {
+        let candidates = self.registry.offers().map(|it| it.offer.pool.into()).collect();
         (candidates, STATES.map(|of| (state(of), pack::sequence(&self.registry, state(of)))).to_vec())
     }
 
@@ -144,7 +145,7 @@ pub fn offer(pool: PoolId, sequence: u64, nodes: u32) -> Offer {
     }
 }
 
-pub fn submit(job: JobId, gpus: u32, candidates: Vec<PoolId>, decided_on: Vec<(MemberState, u64)>) -> Submit {
+pub fn submit(job: JobId, gpus: u32, candidates: Vec<Candidate>, decided_on: Vec<(MemberState, u64)>) -> Submit {
     let labels = Labels { data_class: DataClass::Public, purpose: Purpose::Research, dual_use: false, project: None };
     let shape = Shape {
         gpus,
@@ -264,7 +265,7 @@ fn what_was_seen_is_not_unseen() {
         with(|it| it.attempts.clear()),
         with(|it| it.attempts.iter_mut().for_each(|attempt| attempt.leased = !attempt.leased)),
         with(|it| it.submitted_at = Revision(u64::MAX)),
-        with(|it| it.candidates = vec![PoolId::parse("FI/site/pool-0").unwrap(); 1_000]),
+        with(|it| it.candidates = vec![PoolId::parse("FI/site/pool-0").unwrap().into(); 1_000]),
     ] {
         // Fields that happened to be so already prove nothing.
         let mut changed = theirs.clone();

@@ -1,7 +1,9 @@
 //! What a client sees of a job's attempts.
 
 use certs::{Digest, GatewayName, MemberState};
-use federation::{Attempt, End, Grant, Job, JobId, JobState, PoolId, Pseudonym, Reason, Revision, Shape, Timestamp};
+use federation::{
+    Attempt, Ceiling, End, Grant, Job, JobId, JobState, PoolId, Pseudonym, Reason, Revision, Shape, Timestamp,
+};
 use policy::{DataClass, Labels, Purpose};
 use serde_json::{Value, json};
 
@@ -59,6 +61,7 @@ fn attempt(number: u32, declined: Option<&str>) -> Attempt {
         running_at: None,
         ended_at: None,
         declined: declined.map(Reason::new),
+        below: None,
         end: None,
         gpu_seconds: 0,
     }
@@ -78,6 +81,15 @@ fn a_job_that_waits_has_no_log_unless_there_is_something_to_say() {
     let declined = job(JobState::Queued, vec![attempt(1, Some("no room"))], None);
     let line = "attempt 1 on FR/jean-zay/h100-80 was declined: no room";
     check(&declined, None, &[], json!([{"logs": [], "outputs": [], "system_logs": [line]}]));
+}
+
+#[test]
+fn what_a_declined_job_waits_for_is_said() {
+    let declined = Attempt { below: Some(Ceiling::parse(60).expect("a percentage")), ..attempt(1, Some("too much")) };
+    let line = "attempt 1 on FR/jean-zay/h100-80 was declined: too much; it is taken while its home holds less than 60 % of \
+                the pool";
+    let waiting = job(JobState::Queued, vec![declined], None);
+    check(&waiting, None, &[], json!([{"logs": [], "outputs": [], "system_logs": [line]}]));
 }
 
 #[test]
