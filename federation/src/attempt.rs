@@ -144,8 +144,8 @@ pub(crate) fn finish(
         try_again(registry, id, pool);
     } else {
         job::end(registry, id, how);
+        queue::serve(registry, pool);
     }
-    queue::serve(registry, pool);
     Ok(Outcome::Done)
 }
 
@@ -159,7 +159,7 @@ pub(crate) fn lose(registry: &mut Registry, id: JobId, reason: &str) {
 }
 
 /// A job whose attempt was lost gets another one, unless it was cancelled or has had enough of them. The pool that lost
-/// it comes last now: a host that fails at once would have all the attempts otherwise.
+/// it comes last now: a host that fails at once would have all the attempts otherwise. Who waits there comes before it.
 fn try_again(registry: &mut Registry, id: JobId, lost: PoolId) {
     let revision = registry.revision;
     let job = registry.job_mut(id);
@@ -167,6 +167,7 @@ fn try_again(registry: &mut Registry, id: JobId, lost: PoolId) {
     if let Some(place) = job.candidates.iter().position(|it| it.pool == lost) {
         job.candidates[place..].rotate_left(1);
     }
+    queue::serve(registry, lost);
     let job = &registry.jobs[&id];
     let (canceled, tried) = (job.cancel_requested, job.attempts.len());
     if canceled {

@@ -50,6 +50,18 @@ fn only_the_gateway_that_serves_a_pool_reports_of_it() {
     assert_eq!(world.registry.heard_at(&second), known.reported_at);
 }
 
+/// What a silent gateway had been given in a pool that another one serves now goes to whoever waits there.
+#[test]
+fn what_is_lost_in_a_pool_that_was_handed_on_is_granted_again() {
+    let mut world = World::of(&genesis_with_a_second_host()).tell("offer 8; offer 8 on b; report 1x8 on b; submit a 8");
+    let known = world.registry.offer(&pool("main")).unwrap().offer.clone();
+    let second = GatewayName::parse("gw-2").unwrap();
+    let handed_on = Offer { served_by: second, sequence: 9, ..known };
+    assert_eq!(world.commit(HOST, vec![Command::PublishOffer(handed_on)]), [Outcome::Done]);
+    let world = world.tell("submit w 8 by DE; quiet DE; quiet FR");
+    world.expect("w GRANTED main 8, a QUEUED");
+}
+
 #[test]
 fn what_may_be_run_again_is_when_its_host_is_gone() {
     check("offer 8; submit a 4; start a; run a; report 1x8; gone DE", "a RUNNING");
