@@ -13,7 +13,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{EmptyNode, ReadPolicy};
 use thiserror::Error;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::acquaintance::{has_signed, whoever_has_met_us};
 use super::assembly::{Assembly, IDLE_MAX, Progress};
@@ -43,6 +43,9 @@ use crate::time::Revision;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// One try at one leader.
 const TRY_TIMEOUT: Duration = Duration::from_secs(4);
+/// How much longer a leader is waited for when another one leads: it may never answer, and the new one knows what became of
+/// what it was sent. Several round trips of Europe.
+const DEPOSED_TIMEOUT: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long a stopping leader waits for its successor.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -283,13 +286,19 @@ impl Consensus {
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let mut may_be_done = false;
         loop {
-            let trying = self.member.try_propose(&envelope);
-            match timeout_at(deadline.min(Instant::now() + TRY_TIMEOUT), trying).await {
-                Ok(Tried::Applied(applied)) => return Ok(applied),
-                Ok(Tried::Failed(_)) if may_be_done => return Err(ProposeError::Unknown),
-                Ok(Tried::Failed(error)) => return Err(error),
-                Ok(Tried::NoLeader) => {}
-                Ok(Tried::Lost) | Err(_) => may_be_done = true,
+            let deposed = self.member.is_deposed(self.member.leader());
+            let tried = tokio::select! {
+                biased;
+                tried = self.member.try_propose(&envelope) => tried,
+                () = deposed => Tried::Lost,
+                () = sleep_until(deadline.min(Instant::now() + TRY_TIMEOUT)) => Tried::Lost,
+            };
+            match tried {
+                Tried::Applied(applied) => return Ok(applied),
+                Tried::Failed(_) if may_be_done => return Err(ProposeError::Unknown),
+                Tried::Failed(error) => return Err(error),
+                Tried::NoLeader => {}
+                Tried::Lost => may_be_done = true,
             }
             if Instant::now() + RETRY_PAUSE >= deadline {
                 let retry_after_ms = self.member.timers.fail_over_ms();
@@ -478,6 +487,20 @@ impl Member {
             Err(TransportError::Refused(reason)) => Tried::Failed(ProposeError::Refused(reason)),
             // The connection may have broken after the leader read it.
             Err(TransportError::Unreachable(_) | TransportError::Timeout) => Tried::Lost,
+        }
+    }
+
+    /// Resolves a while after another one than `leader` leads.
+    async fn is_deposed(&self, leader: Option<NodeId>) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let leads = metrics.borrow_watched().current_leader;
+            if leads.is_some() && leads != leader {
+                return sleep(DEPOSED_TIMEOUT).await;
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending().await
+            }
         }
     }
 

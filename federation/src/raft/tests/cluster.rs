@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -135,6 +135,25 @@ async fn an_entry_that_another_leader_discards_is_not_called_undone() {
     wires.heal();
     let answer = asking.await.unwrap().unwrap();
     assert_eq!(wire::decode(&answer), Ok(WireProposed::Unknown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_leader_does_not_answer_is_proposed_to_its_successor() {
+    let wires = Wires::new();
+    let members = wires.start_all().await;
+    let (leader, others) = roles(&members);
+    wires.swallow(members[leader].node(), Rpc::Propose);
+    let (asker, begun) = (others[0], Instant::now());
+    let proposer = members[asker].clone();
+    let proposing = tokio::spawn(async move { proposer.propose(envelope(STATES[asker], 1)).await });
+    while wires.sent(Rpc::Propose) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    members[leader].hand_over().await;
+    let applied = proposing.await.unwrap().unwrap();
+    let took = begun.elapsed();
+    assert_eq!(applied.outcomes.len(), 1);
+    assert!(took < Duration::from_secs(3), "{took:?}: that is the old leader's whole time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

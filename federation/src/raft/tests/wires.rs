@@ -20,6 +20,8 @@ pub const SOON: Duration = Duration::from_secs(60);
 pub struct Wires {
     members: Mutex<HashMap<NodeId, Consensus>>,
     cut: Mutex<HashSet<NodeId>>,
+    /// To whom what is sent and never answered.
+    swallowed: Mutex<HashSet<(NodeId, Rpc)>>,
     /// What was sent, and how often.
     sent: Mutex<HashMap<Rpc, usize>>,
     folder: tempfile::TempDir,
@@ -43,6 +45,10 @@ impl Transport for Wire {
         let (wires, from) = (Arc::clone(&self.wires), self.from);
         Box::pin(async move {
             *wires.sent.lock().unwrap().entry(rpc).or_default() += 1;
+            if wires.swallowed.lock().unwrap().contains(&(to, rpc)) {
+                tokio::time::sleep(timeout).await;
+                return Err(TransportError::Timeout);
+            }
             let is_cut = |at: NodeId| wires.cut.lock().unwrap().contains(&at);
             let member = wires.members.lock().unwrap().get(&to).cloned();
             let Some(member) = member.filter(|_| !is_cut(to) && !is_cut(node(from))) else {
@@ -72,8 +78,8 @@ impl Wires {
 
     fn with(timers: Timers, log_bytes_max: usize) -> Arc<Wires> {
         let folder = tempfile::tempdir().unwrap();
-        let (members, cut, sent) = Default::default();
-        Arc::new(Wires { members, cut, sent, folder, timers, log_bytes_max })
+        let (members, cut, swallowed, sent) = Default::default();
+        Arc::new(Wires { members, cut, swallowed, sent, folder, timers, log_bytes_max })
     }
 
     /// Starts a member from its folder.
@@ -106,6 +112,10 @@ impl Wires {
 
     pub fn cut(&self, node: NodeId) {
         self.cut.lock().unwrap().insert(node);
+    }
+
+    pub fn swallow(&self, to: NodeId, what: Rpc) {
+        self.swallowed.lock().unwrap().insert((to, what));
     }
 
     pub fn heal(&self) {
