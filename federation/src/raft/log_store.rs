@@ -48,12 +48,7 @@ impl LogStore {
     /// Opens or begins the log in a folder.
     pub fn open(folder: Arc<dyn Folder>, owner: &Owner, segment_bytes: u64) -> Result<LogStore, BadLog> {
         let path = folder.path().to_owned();
-        let (wal, mut recovered) = Wal::open(folder, owner, segment_bytes)?;
-        if let Some(last) = recovered.entries.back_mut()
-            && probe::is_planted("the last entry comes back with the first term")
-        {
-            last.id.term = 1;
-        }
+        let (wal, recovered) = Wal::open(folder, owner, segment_bytes)?;
         probe::vote_is_recovered(recovered.vote);
         let mut log = Log {
             vote: recovered.vote.map(Vote::from),

@@ -14,7 +14,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use super::folder::Folder;
 use super::probe::{self, watch};
 use super::types::{Applied, Entry, LogId, Payload, Snapshot, SnapshotData, SnapshotMeta, StoredMembership, Types};
-use super::wire::{self, WireMeta};
+use super::wire::{self, WireLogId, WireMeta};
 use crate::genesis::Genesis;
 use crate::registry::Registry;
 use crate::time::Revision;
@@ -103,7 +103,10 @@ impl StateMachine {
         self.shared.clone()
     }
 
-    fn apply_one(&self, entry: Entry) -> Applied {
+    fn apply_one(&self, mut entry: Entry) -> Applied {
+        if entry.index().is_multiple_of(10) && probe::is_planted("every tenth entry is the first leader's") {
+            entry.log_id = WireLogId { term: 1, ..WireLogId::from(&entry.log_id) }.into();
+        }
         let id = entry.log_id();
         let revision = Revision(id.index);
         let mut state = self.shared.change();
