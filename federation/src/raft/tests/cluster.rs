@@ -146,9 +146,7 @@ async fn what_a_leader_does_not_answer_is_proposed_to_its_successor() {
     let (asker, begun) = (others[0], Instant::now());
     let proposer = members[asker].clone();
     let proposing = tokio::spawn(async move { proposer.propose(envelope(STATES[asker], 1)).await });
-    while wires.sent(Rpc::Propose) == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wires.is_sent(Rpc::Propose).await;
     members[leader].hand_over().await;
     let applied = proposing.await.unwrap().unwrap();
     let took = begun.elapsed();

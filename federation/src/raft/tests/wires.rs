@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::at;
 use super::founding::{STATES, gateway, genesis, node};
@@ -23,7 +24,7 @@ pub struct Wires {
     /// To whom what is sent and never answered.
     swallowed: Mutex<HashSet<(NodeId, Rpc)>>,
     /// What was sent, and how often.
-    sent: Mutex<HashMap<Rpc, usize>>,
+    sent: watch::Sender<HashMap<Rpc, usize>>,
     folder: tempfile::TempDir,
     timers: Timers,
     log_bytes_max: usize,
@@ -44,7 +45,7 @@ impl Transport for Wire {
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
         let (wires, from) = (Arc::clone(&self.wires), self.from);
         Box::pin(async move {
-            *wires.sent.lock().unwrap().entry(rpc).or_default() += 1;
+            wires.sent.send_modify(|sent| *sent.entry(rpc).or_default() += 1);
             if wires.swallowed.lock().unwrap().contains(&(to, rpc)) {
                 tokio::time::sleep(timeout).await;
                 return Err(TransportError::Timeout);
@@ -123,7 +124,13 @@ impl Wires {
     }
 
     pub fn sent(&self, rpc: Rpc) -> usize {
-        self.sent.lock().unwrap().get(&rpc).copied().unwrap_or(0)
+        self.sent.borrow().get(&rpc).copied().unwrap_or(0)
+    }
+
+    /// Waits until anybody has sent one of these.
+    pub async fn is_sent(&self, rpc: Rpc) {
+        let mut sent = self.sent.subscribe();
+        sent.wait_for(|sent| sent.contains_key(&rpc)).await.expect("the wires are there");
     }
 
     pub fn folder_of(&self, state: &str) -> std::path::PathBuf {
