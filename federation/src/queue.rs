@@ -197,8 +197,7 @@ pub(crate) fn admits(registry: &Registry, pool: PoolId, id: JobId) -> bool {
         return false;
     };
     let need = job.shape.need();
-    let has_turn = offer.share_percent(job.home) < ceiling(job, pool);
-    has_turn
+    job.candidate(&pool).is_none_or(|it| it.has_turn(offer, job.home))
         && offer.has_room(need)
         && offer.misfit(&job.shape).is_none()
         && (need.gpus == 0 || !is_kept_free(registry, pool))

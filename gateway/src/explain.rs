@@ -178,16 +178,15 @@ fn capacity(
     if !zones.is_empty() && !zones.iter().any(|zone| zone.contains(pool)) {
         return "outside the zones that the task names".into();
     }
-    let Some(offer) = registry.offer(pool) else {
+    let Some((offer, fit)) = registry.offer(pool).zip(registry.fit(pool, &requirements.shape)) else {
         return "not offered any more".into();
     };
     let share = offer.share_percent(home);
-    match (registry.fit(pool, &requirements.shape), below) {
-        (None, _) => "not offered any more".into(),
-        (Some(Fit::FitsNow | Fit::FitsLater { .. }), Some(below)) if share >= below.percent() => {
+    match (fit, below) {
+        (Fit::FitsNow | Fit::FitsLater { .. }, Some(below)) if share >= below.percent() => {
             format!("fits when {home} holds less than {below} of its GPUs; it holds {share} %")
         }
-        (Some(fit), _) => match fit {
+        (fit, _) => match fit {
             Fit::FitsNow => "fits now".into(),
             Fit::FitsLater { free } => format!("fits when others have ended; {free} GPUs are free"),
             Fit::Silent => "fits when its gateway is heard again; a majority of the states hears nothing of it".into(),
